@@ -1,0 +1,39 @@
+# make demo    the main job end to end, on an embedded model and text     (MODEL=... TEXT=... for your own)
+# make test    the tests                                                  (PYTEST="-k name" to choose)
+# make check   style, types, and the direction of imports
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TORCH  ?= torch==2.13.0
+PYTEST ?=
+
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check style bench clean
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@# torch first and by version, so that no other package's range pulls in a build for another machine
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/python scripts/demo/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(TEXT),--text "$(TEXT)")
+
+test: $(VENV)/.ready
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+style: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""hf_share: weight sharing and compression for Hugging Face models.
+
+Importing it registers it with peft and transformers.
+"""
+
+from .config import ShareConfig
+from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
+from .hub.register import register
+from .importance import block_influence, tokenize
+from .materialize import materialize
+from .methods import discover
+from .methods.fold import FoldConfig
+from .methods.share_lora import ShareLoraConfig
+from .plan import Arrange, Generate, Insert, SharePlan
+from .share import share
+
+
+discover()
+register()
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Arrange",
+    "CheckpointError",
+    "ConfigError",
+    "FoldConfig",
+    "Generate",
+    "Insert",
+    "PlanError",
+    "Refused",
+    "ShareConfig",
+    "ShareError",
+    "ShareLoraConfig",
+    "SharePlan",
+    "SiteError",
+    "block_influence",
+    "materialize",
+    "share",
+    "tokenize",
+]

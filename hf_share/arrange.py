@@ -1,0 +1,332 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The mechanism of an `Arrange` step: which layer stands at each depth, and which tensors are one.
+
+A layer that is visited twice becomes two layers (each with its own place in the KV cache) whose tensors are
+the same objects. Everything a fresh build of the stock class would do differently at a depth is compared on
+the meta device before the model is touched: what would not come back from a checkpoint is refused here, by
+name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import Refused, SiteError
+from .modules import ZeroSublayer
+from .plan import Arrange
+from .rebuild import find_stack, rebuild
+from .sites import Site, Stack, backbone, resolve, stacks, tensors, walk
+
+
+# Attributes by which a layer's modules know their depth.
+INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
+
+
+def is_private(step: Arrange, tensor: str) -> bool:
+    """Whether the tensor `self_attn.q_norm.weight` of a layer belongs to a private role."""
+    return any(tensor.startswith(f"{role}.") for role in step.private)
+
+
+def is_owned(step: Arrange, tensor: str) -> bool:
+    """Whether the step decides where the tensor comes from."""
+    return step.roles == "all" or any(tensor.startswith(f"{role}.") for role in step.roles)
+
+
+def check(model: nn.Module, step: Arrange, form: str) -> None:
+    """Raise if `step` does not fit `model`; change nothing."""
+    stack = find_stack(model, step)
+    where = f"stack {step.stack!r}"
+    for role in (*step.private, *(() if step.roles == "all" else step.roles)):
+        stack.require_role(role)
+    expected = step.depth if form == "source" else len(step.order)
+    if expected is not None and expected != stack.depth:
+        raise SiteError(f"{where}: the plan is for {expected} layers, this model has {stack.depth}")
+    last = max((s for s in (*step.order, *step.members) if s is not None), default=0)
+    if last >= stack.depth:
+        raise SiteError(f"{where}: order names layer {last}, this model has layers 0 to {stack.depth - 1}")
+    if step.roles != "all" and len(step.order) != stack.depth:
+        raise SiteError(
+            f"{where}: roles {step.roles!r} are arranged within {stack.depth} depths, order has {len(step.order)}"
+        )
+    if form == "checkpoint" and step.order != step.first_visits:
+        raise SiteError(
+            f"{where}: order {step.order} is in source form; a checkpoint's plan names first visits"
+        )
+    _check_members(stack, step)
+    _check_partial(stack, step, form)
+    for depth, source in enumerate(step.order):
+        if source is None:
+            _check_removable(model, stack, step, depth)
+    if form == "source" and step.roles == "all":
+        _check_rebuild(model, step)
+
+
+def _check_members(stack: Stack, step: Arrange) -> None:
+    for source, member in zip(step.order, step.members, strict=True):
+        if source is None or member is None or source == member:
+            continue
+        mine, theirs = stack.signatures[member], stack.signatures[source]
+        for name in set(mine) | set(theirs):
+            if name in stack.partial or is_private(step, name) or not is_owned(step, name):
+                continue
+            if mine.get(name) != theirs.get(name):
+                raise Refused(
+                    f"stack {step.stack!r}: layers {source} and {member} cannot share {name!r}: "
+                    f"{theirs.get(name)} != {mine.get(name)}"
+                )
+
+
+def _check_partial(stack: Stack, step: Arrange, form: str) -> None:
+    """A tensor that only some depths own stays at its depth, or the result could not be rebuilt."""
+    if form == "checkpoint":
+        return
+    for name in sorted(n for n in stack.partial if is_owned(step, n)):
+        for owner in (d for d, s in enumerate(stack.signatures) if name in s):
+            if owner >= len(step.order) or step.members[owner] != owner:
+                raise Refused(
+                    f"stack {step.stack!r}: layer {owner} owns {name!r} for the whole stack and must stay at "
+                    f"depth {owner}; keep it in the order"
+                )
+
+
+def sublayer_is_pair(layer: nn.Module, role: str) -> bool | None:
+    """True if the sub-layer returns (output, weights) like an attention, False for one tensor, None if
+    unknown.
+    """
+    module, name = resolve(layer, role), type(resolve(layer, role)).__name__.lower()
+    if "." in role or any(
+        "norm" in type(m).__name__.lower() and _width(m) == _width(layer) for m in module.modules()
+    ):
+        return None  # it holds its own norm and residual (BERT, T5): nothing outside adds the input back
+    if "attention" in name or "attn" in name:
+        return True
+    return False if "mlp" in name or "feedforward" in name else None
+
+
+def _width(module: nn.Module) -> int:
+    return max((p.numel() for p in module.parameters() if p.dim() == 1), default=0)
+
+
+def _check_removable(model: nn.Module, stack: Stack, step: Arrange, depth: int) -> None:
+    for role in step.roles:
+        where = f"stack {step.stack!r}, depth {depth}: {role!r}"
+        module = resolve(stack.layers[depth], role)
+        pair = (
+            module.pair if isinstance(module, ZeroSublayer) else sublayer_is_pair(stack.layers[depth], role)
+        )
+        if pair is None:
+            raise Refused(f"{where} cannot be removed: {type(module).__name__} adds its own residual or norm")
+        kinds = getattr(getattr(backbone(model), "config", None), "layer_types", None)
+        first = depth == 0 or (kinds and kinds.index(kinds[depth]) == depth)
+        if pair and first:
+            raise Refused(
+                f"{where} is the attention by which the KV cache counts positions; keep the first one of its kind"
+            )
+
+
+def _check_rebuild(model: nn.Module, step: Arrange) -> None:
+    """Compare, on meta, each depth with what the stock class builds there from the new config."""
+    twin = rebuild(model, (step,))
+    if twin is None:
+        return
+    stack, fresh = find_stack(model, step), find_stack(twin, step)
+    plain = all(p.is_floating_point() for _, p in tensors(stack.layers))
+    for depth in range(len(step.order)):
+        source = template(stack, step, depth)
+        names, built = set(stack.signatures[source]), set(fresh.signatures[depth])
+        names -= {n for n in stack.partial if n not in built}
+        if plain and names != built:
+            odd = sorted(names ^ built)[0]
+            raise Refused(
+                f"stack {step.stack!r}: layer {source} cannot stand at depth {depth}: {odd!r} exists in only one of "
+                "them, so a checkpoint could not be loaded by the stock class"
+            )
+        _check_attributes(stack, fresh, step, source, depth)
+
+
+def _check_attributes(stack: Stack, fresh: Stack, step: Arrange, source: int, depth: int) -> None:
+    mine, theirs = dict(_plain_attributes(stack.layers[source])), dict(_plain_attributes(fresh.layers[depth]))
+    for key, value in mine.items():
+        path, name = key
+        if name in INDEX_NAMES or theirs.get(key, value) == value:
+            continue
+        varies = (
+            len({repr(dict(_plain_attributes(layer)).get(key)) for layer in (*stack.layers, *fresh.layers)})
+            > 1
+        )
+        if varies and not _is_partial_flag(stack, path):
+            raise Refused(
+                f"stack {step.stack!r}: layer {source} has {path}.{name} = {value!r}, but a stock model has "
+                f"{theirs[key]!r} at depth {depth}; the result would not reload exactly"
+            )
+
+
+def _is_partial_flag(stack: Stack, path: str) -> bool:
+    return any(name.startswith(f"{path}.") for name in stack.partial)
+
+
+def _plain_attributes(layer: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
+    for path, module in walk(layer):
+        for name, value in module.__dict__.items():
+            if (
+                isinstance(value, (bool, int, float, str))
+                and not name.startswith("_")
+                and name not in ("training", "is_quantized")
+            ):
+                yield (path, name), value
+
+
+def template(stack: Stack, step: Arrange, depth: int) -> int:
+    """The layer whose modules stand at `depth`: its source, unless that owns tensors only its own depth
+    may have.
+    """
+    source, member = step.order[depth], step.members[depth]
+    own = [n for n in stack.signatures[source] if n in stack.partial]
+    if not own or member == source == depth:
+        return source
+    others = [member, *range(stack.depth)]
+    plain = [i for i in others if i is not None and not any(n in stack.partial for n in stack.signatures[i])]
+    if not plain:
+        raise Refused(
+            f"stack {step.stack!r}: depth {depth} would need {own[0]!r}, which only some layers own"
+        )
+    return plain[0]
+
+
+def apply(model: nn.Module, steps: tuple[Arrange, ...]) -> None:
+    """Put layers and configs in place for source-form steps. `check` has passed."""
+    if not steps:
+        return
+    fresh = rebuild(model, steps)
+    found = stacks(model)
+    for step in steps:
+        _place_layers(backbone(model), found[step.stack], step)
+    if fresh is not None:
+        _take_configs(model, fresh)
+
+
+def _place_layers(base: nn.Module, stack: Stack, step: Arrange) -> None:
+    values = [dict(tensors(layer)) for layer in stack.layers]
+    if step.roles != "all":
+        new = list(stack.layers)
+    else:
+        new = _new_layers(stack, step)
+    taken: set[tuple[int, str]] = set()
+    for depth, (source, member) in enumerate(zip(step.order, step.members, strict=True)):
+        for name, _ in list(tensors(new[depth])):
+            if source is None or not is_owned(step, name) or name in stack.partial:
+                continue
+            origin = member if is_private(step, name) else source
+            value = values[origin][name]
+            if is_private(step, name) and (origin, name) in taken:
+                value = _clone(value)
+            taken.add((origin, name))
+            _put(new[depth], name, value)
+    if step.roles == "all":
+        path, _, leaf = stack.path.rpartition(".")
+        setattr(resolve(base, path), leaf, type(stack.layers)(new))
+
+
+def _new_layers(stack: Stack, step: Arrange) -> list[nn.Module]:
+    new, used = [], set()
+    for depth in range(len(step.order)):
+        source = template(stack, step, depth)
+        layer = stack.layers[source]
+        if source in used:
+            layer = _alias(layer)
+        used.add(source)
+        new.append(layer)
+    for depth, layer in enumerate(new):
+        for module in layer.modules():
+            for name in INDEX_NAMES:
+                if isinstance(module.__dict__.get(name), int):
+                    setattr(module, name, depth)
+    return new
+
+
+def _alias(layer: nn.Module) -> nn.Module:
+    """A copy of the layer's modules around the same tensors."""
+    keep = [*layer.parameters(), *layer.buffers()]
+    keep += [m.config for m in layer.modules() if hasattr(m, "config")]
+    return copy.deepcopy(layer, {id(value): value for value in keep})
+
+
+def _clone(value: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        copied = value.detach().clone()
+    return (
+        nn.Parameter(copied, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else copied
+    )
+
+
+def _put(layer: nn.Module, name: str, value: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = resolve(layer, path)
+    (module._buffers if leaf in module._buffers else module._parameters)[leaf] = value  # type: ignore[assignment]
+
+
+def _take_configs(model: nn.Module, fresh: nn.Module) -> None:
+    mine = dict(model.named_modules())
+    for path, module in fresh.named_modules():
+        if "config" in module.__dict__ and path in mine and "config" in mine[path].__dict__:
+            mine[path].config = module.config
+
+
+def remove_sublayers(model: nn.Module, step: Arrange) -> None:
+    """Put a typed zero where a narrowed step says None."""
+    if step.roles == "all" or None not in step.order:
+        return
+    stack = find_stack(model, step)
+    for depth, source in enumerate(step.order):
+        for role in step.roles if source is None else ():
+            pair = sublayer_is_pair(stack.layers[depth], role)
+            if pair is not None:
+                stack.layers[depth].add_module(role, ZeroSublayer(pair))
+
+
+def ties(model: nn.Module, step: Arrange) -> dict[str, str]:
+    """Aliases of a checkpoint-form step, `{target: source}` by name from the backbone."""
+    stack = find_stack(model, step)
+    out: dict[str, str] = {}
+    for depth, first in enumerate(step.order):
+        if first is None or first == depth:
+            continue
+        for name in stack.signatures[depth]:
+            if is_owned(step, name) and not is_private(step, name) and name not in stack.partial:
+                out[f"{step.stack}.{depth}.{name}"] = f"{step.stack}.{first}.{name}"
+    return out
+
+
+def visited(index: dict[str, Site], step: Arrange) -> dict[str, Site]:
+    """Sites as they are named once the step is applied, from the sites before."""
+    if step.roles != "all":
+        gone = {(d, r) for d, s in enumerate(step.order) if s is None for r in step.roles}
+        return {
+            n: s
+            for n, s in index.items()
+            if not (s.stack == step.stack and any(s.depth == d and _within(s.role, r) for d, r in gone))
+        }
+    out = {n: s for n, s in index.items() if s.stack != step.stack}
+    for depth, source in enumerate(step.order):
+        for site in index.values():
+            if site.stack == step.stack and site.depth == source:
+                head, tail = f"{step.stack}.{source}.", f"{step.stack}.{depth}."
+                moved = replace(
+                    site,
+                    name=tail + site.name[len(head) :],
+                    module=tail + site.module[len(head) :],
+                    depth=depth,
+                )
+                out[moved.name] = moved
+    return out
+
+
+def _within(role: str, outer: str) -> bool:
+    return role == outer or role.startswith((f"{outer}.", f"{outer}:"))

@@ -1,0 +1,208 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""From a plan to structure: `check` says whether it fits, `attach` builds it. No values are read, so it works
+on meta.
+
+`attach` has two halves, because a quantised checkpoint replaces modules between them: `arrange` puts layers
+in place and makes the config count visits; `bind` aliases the tied tensors, creates the stores and binds the
+rules. In checkpoint form the layers are already there and `arrange` only checks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from . import arrange as _arrange
+from .errors import PlanError, Refused, SiteError, unknown
+from .modules import Share, SharedLinear, Store, add_share
+from .plan import Generate, SharePlan
+from .rules import Rule, make_rule
+from .sites import STORES, Site, backbone, find_site, prefix, resolve, sites, store_groups
+from .ties import GUARD, Attached, attached, declare, place_guard, rebind
+
+
+ALLOWED_GROWTH = (
+    4  # a plan may add this many times the model's own parameters; more is refused before it is allocated
+)
+
+
+def check(model: nn.Module, plan: SharePlan) -> None:
+    """Raise the error `attach(model, plan)` would raise; change nothing, allocate nothing."""
+    record = attached(model)
+    if record:
+        record.plan + plan.checkpoint()  # raises where a step of each owns the same weight
+    for step in plan.arranges:
+        _arrange.check(model, step, plan.form)
+    if plan.inserts:
+        raise unknown("kind of insert", plan.inserts[0].kind, ())
+    _check_generates(model, plan)
+
+
+def attach(model: nn.Module, plan: SharePlan) -> nn.Module:
+    """Build the structure `plan` describes into `model`, in place, and return it.
+
+    Sets no values: tensors that rules add are empty, and tied weights are those of the first layer that meets
+    in them. Call `fit` for values, or load a state dict. Raises a `ShareError` and leaves the model as it was
+    if the plan does not fit. Works on the meta device.
+    """
+    check(model, plan)
+    arrange(model, plan)
+    return bind(model, plan.checkpoint())
+
+
+def arrange(model: nn.Module, plan: SharePlan) -> None:
+    """First half of `attach`: layers, zero sub-layers and config."""
+    if plan.form == "source":
+        _arrange.apply(model, plan.arranges)
+    for step in plan.checkpoint().arranges:
+        _arrange.remove_sublayers(model, step)
+
+
+def bind(model: nn.Module, plan: SharePlan) -> nn.Module:
+    """Second half of `attach`: ties, stores, rules, and their declaration. `plan` is in checkpoint form."""
+    before = attached(model)
+    ties = dict(before.ties) if before else {}
+    dot = prefix(model)
+    for step in plan.arranges:
+        ties.update({dot + t: dot + s for t, s in _arrange.ties(model, step).items()})
+    for step in plan.generates:
+        _bind_generate(model, step)
+    whole = before.plan + plan if before else plan
+    record = Attached(whole, ties)
+    if not whole.is_plain:
+        _add_guard(model, record)
+    rebind(model, record.ties)
+    declare(model, record)
+    return model
+
+
+def _add_guard(model: nn.Module, record: Attached) -> None:
+    guard = place_guard(model)
+    if guard is None or not hasattr(model, "config"):
+        return
+    before = attached(model)
+    if before and before.guard:
+        record.guard = before.guard
+        return
+    module, leaf = resolve(model, guard.rpartition(".")[0]), guard.rpartition(".")[2]
+    value = module._parameters[leaf]
+    store = Store({})
+    store.register_parameter("weight", value)
+    _stores(model)[GUARD] = store
+    record.guard = guard
+    record.ties[guard] = f"{prefix(model)}{STORES}.{GUARD}.weight"
+
+
+def _stores(model: nn.Module) -> nn.ModuleDict:
+    base = backbone(model)
+    if not hasattr(base, STORES):
+        setattr(base, STORES, nn.ModuleDict())
+    return getattr(base, STORES)
+
+
+def step_sites(index: dict[str, Site], step: Generate) -> list[Site]:
+    """The sites a step names, in its order."""
+    return [find_site(index, name) for name in step.sites]
+
+
+def _check_generates(model: nn.Module, plan: SharePlan) -> None:
+    if not plan.generates:
+        return
+    index = _visited_sites(model, plan)
+    taken = store_groups(model)
+    owned: dict[str, str] = {}
+    added = 0
+    for step in plan.generates:
+        rule = make_rule(step.rule, step.args)
+        found = step_sites(index, step)
+        if step.group in taken or step.group == GUARD:
+            raise PlanError(f"the model already has a group {step.group!r}; choose another name")
+        for site in found:
+            _check_site(rule, step, site, owned)
+        rule.check(found)
+        added += _size(rule.shared(found).values()) + sum(_size(rule.private(s).values()) for s in found)
+    own = sum(p.numel() for p in model.parameters())
+    if added > ALLOWED_GROWTH * max(own, 1_000_000):
+        raise PlanError(
+            f"the plan adds {added:,} parameters to a model of {own:,}; that is refused before anything is allocated"
+        )
+
+
+def _check_site(rule: Rule, step: Generate, site: Site, owned: dict[str, str]) -> None:
+    if site.kind == "expert":
+        raise Refused(
+            f"site {site.name!r} holds expert tensors (three-dimensional); rule {rule.name!r} cannot make them yet. "
+            "Leave experts out of the sites; an Arrange step may tie them"
+        )
+    if rule.kind != "replace":
+        return
+    if site.part is not None:
+        raise Refused(f"rule {rule.name!r} replaces a whole weight; {site.name!r} is a part of one")
+    if site.module in owned:
+        raise PlanError(
+            f"site {site.name!r} is replaced by two groups, {owned[site.module]!r} and {step.group!r}"
+        )
+    owned[site.module] = step.group
+
+
+def _size(shapes: Iterable[Sequence[int]]) -> int:
+    total = 0
+    for shape in shapes:
+        count = 1
+        for n in shape:
+            count *= n
+        total += count
+    return total
+
+
+def _visited_sites(model: nn.Module, plan: SharePlan) -> dict[str, Site]:
+    """Sites by name as they will be once the plan's arrange steps are applied: depths count visits."""
+    found = sites(model, parts=True)
+    if plan.form == "checkpoint":
+        return {s.name: s for s in found}
+    index = {s.name: s for s in found}
+    for step in plan.arranges:
+        index = _arrange.visited(index, step)
+    return index
+
+
+def _bind_generate(model: nn.Module, step: Generate) -> None:
+    rule = make_rule(step.rule, step.args)
+    found = step_sites({s.name: s for s in sites(model, parts=True)}, step)
+    base = backbone(model)
+    device, dtype = _placement(resolve(base, found[0].module))
+    shapes = rule.shared(found)
+    store = None
+    if shapes:
+        store = _stores(model)[step.group] = Store(shapes, device=device, dtype=dtype)
+    for site in found:
+        module = resolve(base, site.module)
+        device, dtype = _placement(module)
+        _share_of(base, site, module, rule).bind(rule, site, step.group, store, device=device, dtype=dtype)
+
+
+def _placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    tensor = next((p for p in (*module.parameters(), *module.buffers())), torch.empty(0))
+    dtype = tensor.dtype if tensor.dtype.is_floating_point else getattr(module, "compute_dtype", None)
+    return tensor.device, dtype or torch.get_default_dtype()
+
+
+def _share_of(base: nn.Module, site: Site, module: nn.Module, rule: Rule) -> Share:
+    share = module._modules.get("share")
+    if isinstance(share, Share):
+        return share
+    if rule.kind == "replace":
+        new = SharedLinear(site.in_features, site.out_features, getattr(module, "bias", None))
+        new.train(module.training)
+        path, _, leaf = site.module.rpartition(".")
+        setattr(resolve(base, path), leaf, new)
+        return new.share
+    if share is not None:
+        raise SiteError(f"site {site.name!r}: {type(module).__name__} already has a child called 'share'")
+    module.share = Share()
+    module.share.train(module.training)
+    module.register_forward_hook(add_share)
+    return module.share

@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""`ShareConfig`: what a user asks for. It resolves to a `SharePlan`, and the plan is the truth.
+
+peft knows one type, `HF_SHARE`, and builds one class from the JSON it reads; `method` in that JSON picks the
+subclass. The resolved plan is saved beside the user's own numbers, which are never filled in or changed.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from peft import PeftConfig
+from torch import nn
+
+from .errors import ConfigError, unknown
+from .peft_type import PEFT_TYPE
+from .plan import SharePlan
+from .rebuild import rebuild
+
+
+METHODS: dict[str, type[ShareConfig]] = {}
+GENERAL = "share"
+
+
+def method(cls: type[ShareConfig]) -> type[ShareConfig]:
+    """Register a config class under its `name`, the `method` that is saved."""
+    other = METHODS.setdefault(cls.name, cls)
+    if other.__qualname__ != cls.__qualname__:
+        raise ConfigError(f"two methods are called {cls.name!r}: {other.__module__} and {cls.__module__}")
+    METHODS[cls.name] = cls
+    return cls
+
+
+@dataclass
+class ShareConfig(PeftConfig):
+    """The general form: a plan, or several method configs composed into one.
+
+    Args:
+        plan: a `SharePlan` in source form, or its JSON dict.
+        methods: method configs, applied in order: `[FoldConfig(...), ShareLoraConfig(...)]`.
+        modules_to_save: modules outside the plan that are trained and saved with the adapter, as in peft.
+
+    Example:
+        >>> ShareConfig(methods=[FoldConfig(remove=[3]), ShareLoraConfig(r=4)])  # doctest: +SKIP
+    """
+
+    name: ClassVar[str] = GENERAL
+
+    plan: Any = None
+    methods: list[Any] | None = None
+    method: str | None = field(default=None, repr=False)
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+
+    def __new__(cls, *args: Any, method: str | None = None, **kwargs: Any):
+        if method is not None and method not in METHODS:
+            raise unknown("method", method, METHODS, ConfigError)
+        target = cls if method is None else METHODS[method]
+        if not issubclass(target, cls):
+            raise ConfigError(f"method {method!r} is a {target.__name__}, not a {cls.__name__}")
+        known = [f.name for f in fields(target)]
+        for key in kwargs:
+            if key not in known:
+                raise unknown(f"key of {target.__name__}", key, known, ConfigError)
+        return super().__new__(target)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        self.method = type(self).name
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if isinstance(value, (set, tuple)):
+                setattr(self, name, sorted(value) if isinstance(value, set) else list(value))
+        self._plan: SharePlan | None = None if self.plan is None else SharePlan.from_dict(self.plan)
+        self.plan = None if self._plan is None else self._plan.to_dict()
+        if self._plan is not None and self._plan.form != "source":
+            raise ConfigError("a config takes a plan in source form; use plan.source()")
+        self.methods = None if self.methods is None else [_method_config(m) for m in self.methods]
+        if type(self) is ShareConfig and self.methods is None and self._plan is None:
+            raise ConfigError(
+                "ShareConfig needs a plan or methods; or use a method's own config, such as ShareLoraConfig"
+            )
+
+    def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
+        """The plan for `model`, in source form. Each method's config overrides this."""
+        plan = SharePlan()
+        for config in self.methods or ():
+            plan = plan + config.steps_after(model, plan, calibration)
+        return plan
+
+    def steps_after(self, model: nn.Module, before: SharePlan, calibration: Any = None) -> SharePlan:
+        """The steps this config adds to a model that `before` will have shaped. Depths then count visits."""
+        if not before.arranges:
+            return self.steps(model, calibration)
+        shaped = rebuild(model, before.arranges)
+        if shaped is None:
+            raise ConfigError("methods after a structural one need a transformers model")
+        return self.steps(shaped, calibration)
+
+    def resolve(self, model: nn.Module, calibration: Any = None) -> SharePlan:
+        """The plan of this config for `model`, in source form.
+
+        A plan given or loaded with the config wins; if the other fields say something else, that is an error.
+        `calibration` is a list of texts or token tensors, for methods that measure the model.
+        """
+        if self._plan is None:
+            return self.steps(model, calibration)
+        if not self.needs_calibration and (type(self) is not ShareConfig or self.methods is not None):
+            said = self.steps(model, calibration)
+            if said != self._plan:
+                raise ConfigError(
+                    f"the config and its plan disagree; the config says\n{said}\nthe plan says\n{self._plan}\n"
+                    "Remove 'plan' to follow the config, or use ShareConfig(plan=...) to follow the plan"
+                )
+        return self._plan
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True if `steps` has to measure the model on text."""
+        return any(config.needs_calibration for config in self.methods or ())
+
+    def with_plan(self, plan: SharePlan) -> ShareConfig:
+        """A copy that carries `plan`, as it is saved."""
+        out = copy.copy(self)
+        out._plan, out.plan = plan, plan.to_dict()
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        out = super().to_dict()
+        if self.methods is not None:
+            out["methods"] = [_only_own(m) for m in self.methods]
+        return {
+            k: v for k, v in out.items() if not (k in ("plan", "methods", "layers_pattern") and v is None)
+        }
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        return False
+
+
+def _method_config(value: Any) -> ShareConfig:
+    if isinstance(value, ShareConfig):
+        return value
+    if isinstance(value, dict):
+        return ShareConfig(**{k: v for k, v in value.items() if k != "peft_type"})
+    raise ConfigError(f"methods takes configs such as FoldConfig(...), not {type(value).__name__}")
+
+
+def _only_own(config: ShareConfig) -> dict[str, Any]:
+    """The fields of a nested config that are its own; what peft adds to each is said once, outside."""
+    outer = {f.name for f in fields(PeftConfig)}
+    return {k: v for k, v in config.to_dict().items() if k not in outer or k == "method"}
+
+
+METHODS[GENERAL] = ShareConfig

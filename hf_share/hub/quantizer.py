@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a shared checkpoint through `from_pretrained`: a registered quantizer that builds structure on the
+meta model.
+
+`config.json` carries `quantization_config = {"quant_method": "hf_share", "plan": ..., "inner": ...}`. transformers calls the
+quantizer after the model is built on meta and before weights are read; it attaches the plan. The slot is
+single, so an inner quantizer (bitsandbytes, torchao) rides in ours and every hook is passed on to it. It runs
+between the two halves of `attach`, since it replaces modules by class and would skip weights that are already
+declared tied.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..attach import arrange, attach, bind, check
+from ..errors import CheckpointError, PlanError, unknown
+from ..plan import SharePlan
+from ..ties import attached, owner
+
+
+METHOD = "hf_share"
+
+
+@register_quantization_config(METHOD)
+class SharedConfig(QuantizationConfigMixin):
+    """The `quantization_config` of a shared checkpoint: a plan in checkpoint form, and an inner
+    quantisation or None.
+    """
+
+    def __init__(self, plan: Any = None, inner: Any = None, quant_method: str = METHOD, **unknown_keys: Any):
+        for key in unknown_keys:
+            raise unknown("key of quantization_config", key, ("quant_method", "plan", "inner"))
+        if plan is None:
+            raise PlanError("quantization_config of an hf_share checkpoint needs a plan")
+        plan = SharePlan.from_dict(plan)
+        if plan.form != "checkpoint":
+            raise PlanError("a checkpoint's plan must be in checkpoint form; this one is in source form")
+        self.quant_method = METHOD
+        self.plan = plan.to_dict()
+        self.inner = None if inner is None else _inner_dict(inner)
+
+    @property
+    def share_plan(self) -> SharePlan:
+        return SharePlan.from_dict(self.plan)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_method": self.quant_method,
+            "plan": copy.deepcopy(self.plan),
+            "inner": copy.deepcopy(self.inner),
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+def _inner_dict(inner: Any) -> dict[str, Any]:
+    values = dict(inner) if isinstance(inner, dict) else inner.to_dict()
+    if values.get("quant_method") == METHOD:
+        raise PlanError("the inner quantisation cannot be hf_share itself")
+    return values
+
+
+@register_quantizer(METHOD)
+class SharedQuantizer(HfQuantizer):
+    """Attaches the plan of a checkpoint, and passes everything about numbers on to the inner quantizer, if
+    there is one.
+    """
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: SharedConfig, **kwargs: Any):
+        super().__init__(quantization_config, **kwargs)
+        inner = quantization_config.inner
+        self.inner: HfQuantizer | None = None
+        if inner is not None:
+            config = AutoQuantizationConfig.from_dict(copy.deepcopy(inner))
+            written = bool(inner.get("_hf_share_written"))
+            self.inner = AutoHfQuantizer.from_config(config, **{**kwargs, "pre_quantized": written})
+        self.pre_quantized = self.inner.pre_quantized if self.inner else True
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        plan = self.quantization_config.share_plan
+        if self.inner is None:
+            attach(model, plan)
+        else:
+            check(model, plan)
+            arrange(model, plan)
+            self.inner.preprocess_model(model, **kwargs)
+            bind(model, plan)
+        _open_guard(model)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if self.inner is not None:
+            return self.inner._process_model_after_weight_loading(model, **kwargs)
+        # left set, these make Trainer refuse full fine-tuning and `save_pretrained` ignore its state_dict
+        # argument
+        model.is_quantized = False
+        for name in ("hf_quantizer", "quantization_method"):
+            model.__dict__.pop(name, None)
+        return model
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        if self.inner:
+            self.inner.validate_environment(*args, **kwargs)
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.inner.update_dtype(dtype) if self.inner else dtype
+
+    def update_device_map(self, device_map: Any) -> Any:
+        return self.inner.update_device_map(device_map) if self.inner else device_map
+
+    def adjust_max_memory(self, max_memory: Any) -> Any:
+        return self.inner.adjust_max_memory(max_memory) if self.inner else max_memory
+
+    def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
+        outer = super().param_element_size
+        return (
+            self.inner.param_element_size(model, param_name, param)
+            if self.inner
+            else outer(model, param_name, param)
+        )
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        return self.inner.param_needs_quantization(model, param_name, **kwargs) if self.inner else False
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
+        outer = super().get_new_dtype
+        return (
+            self.inner.get_new_dtype(converter, param, dtype)
+            if self.inner
+            else outer(converter, param, dtype)
+        )
+
+    def get_quantize_ops(self) -> Any:
+        return self.inner.get_quantize_ops() if self.inner else super().get_quantize_ops()
+
+    def get_weight_conversions(self) -> Any:
+        return self.inner.get_weight_conversions() if self.inner else []
+
+    def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
+        return (
+            self.inner.update_weight_conversions(weight_conversions, model)
+            if self.inner
+            else weight_conversions
+        )
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[Any, dict]:
+        if self.inner is None:
+            return None, {}
+        state, metadata = self.inner.get_state_dict_and_metadata(model)
+        return drop_tied(model, model.state_dict() if state is None else state), metadata
+
+    def is_serializable(self) -> bool:
+        return bool(self.inner.is_serializable()) if self.inner else True
+
+    @property
+    def is_trainable(self) -> bool:
+        return bool(self.inner.is_trainable) if self.inner else True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return bool(self.inner.is_qat_trainable) if self.inner else True
+
+    @property
+    def is_compileable(self) -> bool:
+        return bool(self.inner.is_compileable) if self.inner else True
+
+
+def _open_guard(model: nn.Module) -> None:
+    """Let the guard's placeholder load: for now its stock name is a tensor of one element, re-tied once
+    loading is done.
+    """
+    record = attached(model)
+    if record is None or record.guard is None:
+        return
+    module, leaf = owner(model, record.guard)
+    value = module._parameters[leaf]
+    if value is None:
+        raise CheckpointError(f"the guard tensor {record.guard!r} is missing from the model")
+    module._parameters[leaf] = nn.Parameter(torch.empty(1, device=value.device, dtype=value.dtype))
+
+
+def drop_tied(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Leave out every tensor a quantiser keeps beside a tied weight (`weight.absmax`, `_weight_qdata`,
+    ...).
+    """
+    record = attached(model)
+    tied = set() if record is None else {t for t in record.ties if t != record.guard}
+    beside = tuple(f"{t}." for t in tied) + tuple(
+        f"{t.rpartition('.')[0]}._{t.rpartition('.')[2]}_" for t in tied
+    )
+    return {k: v for k, v in state.items() if k not in tied and not k.startswith(beside)} if tied else state

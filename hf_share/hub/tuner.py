@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The peft tuner of all methods: the plan decides what is targeted, structural steps shape the base once.
+
+An adapter's plan is in source form. Its structural steps (arrange, replace) are applied to the base model when the
+first adapter that has them is injected; another adapter must have equal ones. Its `add` steps become `ShareLayer`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AuxiliaryTrainingWrapper,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import nn
+
+from ..attach import check, step_sites
+from ..config import ShareConfig
+from ..errors import ConfigError, Refused
+from ..fit import build
+from ..materialize import make_plain
+from ..peft_type import PREFIX
+from ..plan import Generate, SharePlan, Step
+from ..rules import generator, make_rule
+from ..sites import STORES, Site, backbone, prefix, sites
+from ..ties import attached
+from .layer import AdapterStore, ShareLayer, ShareTunerLayer, names_of
+from .record import record_plan
+
+
+def is_structural(step: Step) -> bool:
+    """True for a step that changes the base model itself."""
+    return not (isinstance(step, Generate) and make_rule(step.rule, step.args).kind == "add")
+
+
+def structure(plan: SharePlan) -> SharePlan:
+    return SharePlan(tuple(s for s in plan.steps if is_structural(s)), plan.form)
+
+
+def additions(plan: SharePlan) -> SharePlan:
+    return SharePlan(tuple(s for s in plan.steps if not is_structural(s)), plan.form)
+
+
+class ShareModel(BaseTuner):
+    """Injects hf_share adapters into a model. Users meet it through `peft.get_peft_model`."""
+
+    prefix = PREFIX
+    tuner_layer_cls = ShareTunerLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    uses_shared_state = False  # stores live in the base model, so injection without a PeftModel works
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        self._seed = torch.initial_seed()
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        finally:
+            config = self.peft_config.get(adapter_name)
+            if config is not None and hasattr(config, "_asked_targets"):
+                config.target_modules = config._asked_targets  # peft spells "all-linear" out; the plan already does
+
+    def _prepare_adapter_config(self, peft_config: ShareConfig, model_config: dict) -> ShareConfig:
+        if not isinstance(peft_config, ShareConfig):
+            raise ConfigError(f"a {type(peft_config).__name__} cannot be added beside hf_share adapters")
+        plan = self._plan_for(peft_config)
+        resolved = peft_config.with_plan(plan)
+        resolved._asked_targets = peft_config.target_modules
+        if not additions(plan).steps:
+            resolved.target_modules = DUMMY_TARGET_MODULES
+        elif resolved.target_modules is None:
+            resolved.target_modules = []
+        for name, config in self.peft_config.items():
+            if config is peft_config:
+                self.peft_config[name] = resolved
+        return resolved
+
+    def _plan_for(self, config: ShareConfig) -> SharePlan:
+        record = attached(self.model)
+        if record is None or not structure(record.plan).steps or config._plan is None:
+            plan = config.resolve(self.model)
+        else:
+            plan = config._plan
+        if record is not None and structure(plan).steps and structure(record.plan).steps:
+            if structure(plan) != structure(record.plan.source()):
+                raise Refused(
+                    f"the base model already has the structure\n{structure(record.plan.source())}\n"
+                    f"and this adapter asks for\n{structure(plan)}\nAll adapters of a model share one structure"
+                )
+        return plan
+
+    def _prepare_model(self, peft_config: ShareConfig, model: nn.Module) -> None:
+        plan = peft_config._plan
+        assert plan is not None
+        record = attached(model)
+        if structure(plan).steps and (record is None or not structure(record.plan).steps):
+            check(model, plan)
+            build(model, structure(plan), self._seed)
+            record_plan(model)
+        adds = additions(plan)
+        check(model, adds)
+        index = {s.name: s for s in sites(model, parts=True)}
+        planned: dict[str, list[tuple[Generate, list[Site], Site]]] = {}
+        for step in adds.generates:
+            found = step_sites(index, step)
+            for site in found:
+                planned.setdefault(prefix(model) + site.module, []).append((step, found, site))
+        object.__setattr__(peft_config, "_planned", planned)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: ShareConfig, key: str) -> Any:
+        if key in getattr(peft_config, "_planned", {}):
+            return True
+        if peft_config.target_modules in (None, DUMMY_TARGET_MODULES):
+            return False
+        asked = check_target_module_exists(peft_config, key)
+        return asked if not isinstance(asked, bool) and not asked else False  # an excluded module, for peft's count
+
+    def _create_and_replace(
+        self, peft_config: ShareConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
+        current_key: str, parameter_name: str | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        layer = target
+        if not isinstance(layer, ShareLayer):
+            base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+            backend = resolve_quantization_backend(base, **get_quantization_kwargs(self.model))
+            layer = ShareLayer(target, backend)
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+        for step, found, site in peft_config._planned[current_key]:
+            rule = make_rule(step.rule, step.args)
+            store = self._store(step, found, adapter_name, layer) if rule.shared(found) else None
+            layer.bind(adapter_name, rule, site, step.group, store, self._seed)
+        layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
+
+    def _store(self, step: Generate, found: list[Site], adapter: str, layer: ShareLayer) -> AdapterStore:
+        base = backbone(self.model)
+        if not hasattr(base, STORES):
+            setattr(base, STORES, nn.ModuleDict())
+        stores = getattr(base, STORES)
+        device, dtype = layer._placement()
+        if step.group not in stores:
+            stores[step.group] = AdapterStore(device)
+        store = stores[step.group]
+        store.quantization_backend = layer.quantization_backend
+        if adapter not in store:
+            rule = make_rule(step.rule, step.args)
+            for name, shape in rule.shared(found).items():
+                value = torch.empty(shape, dtype=dtype)
+                rule.reset(name, value, found, generator(self._seed, adapter, step.group, name))
+                store.add_tensor(name, adapter, value.to(device))
+            store.set_adapter(self.active_adapters)
+        return store
+
+    def _plan_of(self, adapter_name: str) -> SharePlan:
+        return self.peft_config[adapter_name]._plan or SharePlan()
+
+    def _refuse_structural(self, names: Any, what: str) -> None:
+        for name in names:
+            if name in self.peft_config and structure(self._plan_of(name)).steps:
+                raise Refused(
+                    f"{what}: adapter {name!r} changed the structure of the base model, which cannot be taken back. "
+                    "Use merge_and_unload() or hf_share.materialize(model) for a plain model, "
+                    "hf_share.compressed(model) for the compressed one, or load the base model again"
+                )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self._refuse_structural([adapter_name], "delete_adapter")
+        super().delete_adapter(adapter_name)
+
+    def unload(self) -> nn.Module:
+        self._refuse_structural(list(self.peft_config), "unload")
+        return super().unload()
+
+    def _unload_and_optionally_merge(self, *args: Any, merge: bool = True, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, merge=merge, **kwargs)
+        drop_adapter_stores(model)
+        return make_plain(model) if merge and attached(model) else model
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Mixed batches: hand `adapter_names`, one for each row, to every layer of ours for one forward pass."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        unexpected = set(names) - {"__base__"} - names_of(list(self.modules()))
+        if unexpected:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unexpected))}")
+        beams = kwargs.get("num_beams") or 1
+        handles = [
+            module.register_forward_pre_hook(partial(_pass_names, names=list(names), beams=beams), with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, (ShareLayer, AuxiliaryTrainingWrapper))
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _pass_names(module: nn.Module, args: tuple, kwargs: dict, names: list[str], beams: int) -> tuple[tuple, dict]:
+    # beam search repeats every row, but not in an encoder, which has run on the rows as they were given
+    rows = len(args[0] if args else next(iter(kwargs.values())))
+    if beams > 1 and rows == beams * len(names):
+        names = [name for name in names for _ in range(beams)]
+    return args, {**kwargs, "adapter_names": names}
+
+
+def drop_adapter_stores(model: nn.Module) -> None:
+    """Remove the adapters' stores, and the container if nothing else is in it."""
+    base = backbone(model)
+    stores = getattr(base, STORES, None)
+    for group in [g for g, s in stores.items() if isinstance(s, AdapterStore)] if stores is not None else ():
+        del stores[group]
+    if stores is not None and not len(stores):
+        delattr(base, STORES)

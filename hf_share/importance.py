@@ -1,0 +1,117 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""How much a model would miss a layer.
+
+Block influence (ShortGPT, arXiv 2403.03853): `BI_l = mean over tokens of 1 - cos(x_l, x_{l+1})`, where x_l is the hidden
+state that enters layer l and x_{l+1} the one that leaves it. A layer that hardly turns its input is cheap to
+remove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .errors import ConfigError, unknown
+from .sites import stacks
+
+
+def block_influence(model: nn.Module, calibration: Sequence[Any], stack: str | None = None) -> list[float]:
+    """Block influence of every layer of `stack`, between 0 (does nothing) and 2.
+
+    Args:
+        calibration: batches to run: token tensors of shape (batch, length), or dicts of the model's inputs.
+        stack: path of the stack; may be left out if the model has only one.
+    """
+    path = only_stack(model, stack)
+    layers = stacks(model)[path].layers
+    turned, seen = [0.0] * len(layers), [0] * len(layers)
+
+    def record(index: int):
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            cosine = F.cosine_similarity(before.float(), after.float(), dim=-1)
+            turned[index] += float((1.0 - cosine).sum())
+            seen[index] += cosine.numel()
+
+        return hook
+
+    handles = [layer.register_forward_hook(record(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    try:
+        with _evaluating(model), torch.no_grad():
+            for batch in tqdm(batches(model, calibration), desc="block influence", unit="batch", leave=False):
+                model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [total / max(count, 1) for total, count in zip(turned, seen, strict=True)]
+
+
+def only_stack(model: nn.Module, stack: str | None) -> str:
+    """`stack`, checked, or the only one the model has."""
+    found = stacks(model)
+    if stack is None and len(found) == 1:
+        return next(iter(found))
+    if stack is None:
+        raise ConfigError(
+            f"this model has {len(found)} stacks of layers ({', '.join(found)}); name one with stack=..."
+        )
+    if stack not in found:
+        raise unknown("stack", stack, found, ConfigError)
+    return stack
+
+
+def batches(model: nn.Module, calibration: Sequence[Any]) -> Iterable[dict[str, Tensor]]:
+    """Calibration data as model inputs on the model's device. Texts are refused: only a tokenizer can read
+    them.
+    """
+    if not calibration:
+        raise ConfigError("calibration is empty; give token tensors of shape (batch, length)")
+    device = next(model.parameters()).device
+    out = []
+    for batch in calibration:
+        if isinstance(batch, str):
+            raise ConfigError(
+                "calibration holds texts; tokenise them first, for example with "
+                "hf_share.tokenize(tokenizer, texts, length=256)"
+            )
+        values = dict(batch) if hasattr(batch, "keys") else {"input_ids": torch.as_tensor(batch)}
+        if values["input_ids"].dim() == 1:
+            values = {k: v[None] for k, v in values.items()}
+        if (
+            getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+            and "decoder_input_ids" not in values
+        ):
+            values["decoder_input_ids"] = values["input_ids"]
+        out.append({k: v.to(device) for k, v in values.items()})
+    return out
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str] | str, length: int = 256, batch: int = 4) -> list[Tensor]:
+    """Texts as calibration batches: token windows of shape (batch, length), joined with the end-of-text
+    token.
+    """
+    ids: list[int] = []
+    for text in [texts] if isinstance(texts, str) else texts:
+        ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    count = max(len(ids) // length, 1)
+    windows = torch.tensor(ids[: count * length]).view(count, -1)
+    return list(windows.split(batch))
+
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

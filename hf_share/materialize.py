@@ -1,0 +1,127 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Back to a plain model of the stock architecture: every weight its own, no trace of hf_share.
+
+The plain model computes the same function and loads without hf_share (vLLM, GGUF converters, plain transformers). It is
+larger: each visit of a shared weight becomes a weight.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import Refused
+from .modules import Share, SharedLinear, ZeroSublayer, add_share
+from .rebuild import rebuild
+from .sites import STORES, backbone, resolve, weight_kind
+from .ties import attached, get_tensor, owner, undeclare
+
+
+def materialize(model: nn.Module, dequantize: bool = False) -> nn.Module:
+    """A plain copy of a shared model, as a stock class with a stock config.
+
+    Args:
+        model: a shared model; a plain model is returned as a copy. A peft model is refused: use its
+            `merge_and_unload()`, which gives a plain model too.
+        dequantize: also turn quantised weights into plain ones; without it a quantised model is refused, since
+            its dense form is several times larger.
+
+    Raises:
+        Refused: for a peft model, or for a quantised one without `dequantize`.
+    """
+    if hasattr(model, "peft_config"):
+        raise Refused("this model carries adapters; merge_and_unload() gives the plain model with them merged in")
+    if getattr(model, "hf_quantizer", None) is not None:
+        if not dequantize:
+            raise Refused("this model is quantised; its dense form is several times larger: materialize(model, dequantize=True)")
+        model = copy.deepcopy(model)
+        return make_plain(model.dequantize())
+    return make_plain(copy.deepcopy(model))
+
+
+def make_plain(model: Any) -> nn.Module:
+    """Make a shared model plain in place: form dense weights, untie, and remove stores, hooks and declarations."""
+    record = attached(model)
+    if record is None:
+        return model
+    ties = {t: s for t, s in record.ties.items() if t != record.guard}
+    undeclare(model)
+    _fill_zero_sublayers(model)
+    for module in list(backbone(model).modules()):
+        _merge_share(module)
+    _replace_shared_linears(backbone(model))
+    for target, source in ties.items():
+        _untie(model, target, source)
+    if hasattr(backbone(model), STORES):
+        delattr(backbone(model), STORES)
+    config = getattr(model, "config", None)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return model
+
+
+@torch.no_grad()
+def _untie(model: nn.Module, target: str, source: str) -> None:
+    try:
+        module, leaf = owner(model, target)
+        value = get_tensor(model, target)
+    except ValueError:
+        return  # a weight that a rule replaced
+    if value is not get_tensor(model, source):
+        return  # merged into since: it is its own already
+    if leaf in module._buffers:
+        module._buffers[leaf] = value.detach().clone()
+    else:
+        module._parameters[leaf] = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+
+
+@torch.no_grad()
+def _merge_share(module: nn.Module) -> None:
+    share = module._modules.get("share")
+    if not isinstance(share, Share) or isinstance(module, SharedLinear):
+        return
+    delta, weight = share.weight(), module.weight
+    if not weight.dtype.is_floating_point:
+        raise Refused("a quantised weight carries an additive rule; materialize(model, dequantize=True) first")
+    delta = delta.mT if weight_kind(module) == "conv1d" else delta
+    merged = (weight.float() + delta.float()).to(weight.dtype)
+    module.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
+    del module._modules["share"]
+    for key in [k for k, hook in module._forward_hooks.items() if hook is add_share]:
+        del module._forward_hooks[key]
+
+
+@torch.no_grad()
+def _replace_shared_linears(base: nn.Module) -> None:
+    for path, module in list(base.named_modules()):
+        if not isinstance(module, SharedLinear):
+            continue
+        with torch.device("meta"):
+            plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        plain.weight = nn.Parameter(module.weight.detach().clone())
+        if module.bias is not None:
+            plain.bias = module.bias
+        plain.train(module.training)
+        parent, _, leaf = path.rpartition(".")
+        setattr(resolve(base, parent), leaf, plain)
+
+
+def _fill_zero_sublayers(model: nn.Module) -> None:
+    """A stock layer has its sub-layer: put a fresh one in with all weights zero, which adds exactly nothing."""
+    zeros = [path for path, module in model.named_modules() if isinstance(module, ZeroSublayer)]
+    if not zeros:
+        return
+    fresh = rebuild(model, ())
+    if fresh is None:
+        raise Refused("sub-layers were removed from a custom module, whose stock form is not known")
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    for path in zeros:
+        module = fresh.get_submodule(path).to_empty(device=like.device).to(like.dtype)
+        for tensor in (*module.parameters(), *module.buffers()):
+            torch.nn.init.zeros_(tensor.data)
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, module.train(model.training))

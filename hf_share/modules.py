@@ -1,0 +1,176 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The few modules a shared model has beside its own.
+
+A `Store` lives once at the backbone's root and holds what a group shares. A `Share` is a child, called
+`share`, of each module whose weight a rule makes: it keeps the private tensors and *calls* the store.
+Calling, not reading an attribute, is what lets DDP, FSDP, CPU offload and compile see the use of the shared
+tensors. The handle to the store is not registered, so the tensors appear in `state_dict` once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .rules import Rule
+from .sites import Site
+
+
+class Store(nn.Module):
+    """The tensors a group stores once. A leaf module: call it to get them by name."""
+
+    of_model = True  # an adapter's store is another class, and does not take the group's name
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], device=None, dtype=None):
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+
+    def forward(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._parameters.items() if value is not None}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{n}={tuple(p.shape)}" for n, p in self.named_parameters())
+
+
+@dataclass(eq=False)
+class Binding:
+    """One rule at one site: the store it calls and the holder's attribute for each private tensor."""
+
+    rule: Rule
+    site: Site
+    group: str
+    store: nn.Module | None
+    names: dict[str, str] = field(default_factory=dict)
+
+    def place(self, y: Tensor) -> Tensor:
+        """Output (..., site's out) -> output of the whole fused weight."""
+        return y if self.site.part is None else self.site.part.place(y)
+
+    def dense(self, tensors: dict[str, Tensor]) -> Tensor:
+        """The weight or delta (out, in) of the whole module this binding makes; zero outside its part."""
+        weight = self.rule.weight(tensors)
+        return weight if self.site.part is None else self.site.part.place(weight.mT).mT
+
+
+def private_names(rule: Rule, site: Site, taken: Iterable[str]) -> dict[str, str]:
+    """Attribute names for a binding's private tensors: `B`, `q_B` for a part, `B_1` if `B` is taken."""
+    stem = f"{site.part.name}_" if site.part else ""
+    names, taken = {}, set(taken)
+    for tensor in rule.private(site):
+        name, n = stem + tensor, 0
+        while name in taken:
+            n += 1
+            name = f"{stem}{tensor}_{n}"
+        names[tensor] = name
+    return names
+
+
+class Share(nn.Module):
+    """Child of a module whose weight rules make: private tensors, and the bindings that use them."""
+
+    def __init__(self):
+        super().__init__()
+        self.bindings: list[Binding] = []
+
+    def bind(self, rule: Rule, site: Site, group: str, store: Store | None, device=None, dtype=None) -> None:
+        names = private_names(rule, site, self._parameters)
+        for tensor, shape in rule.private(site).items():
+            self.register_parameter(
+                names[tensor], nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            )
+        self.bindings.append(Binding(rule, site, group, store, names))
+
+    def tensors(self, binding: Binding) -> dict[str, Tensor]:
+        """Shared and private tensors of one binding, by the rule's names."""
+        out = {} if binding.store is None else dict(binding.store())
+        for tensor, name in binding.names.items():
+            out[tensor] = getattr(self, name)
+        return out
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """`y` plus every binding's output for x (..., in); without y the sum alone."""
+        for binding in self.bindings:
+            delta = binding.place(binding.rule.apply(x, self.tensors(binding), self.training))
+            y = delta if y is None else y + delta
+        assert y is not None, "a share has at least one binding"
+        return y
+
+    def weight(self) -> Tensor:
+        """Sum of all bindings' dense weights or deltas, (out, in) of the whole module."""
+        return torch.stack([b.dense(self.tensors(b)) for b in self.bindings]).sum(0)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{b.rule.name}[{b.group}]" for b in self.bindings)
+
+
+def add_share(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """Forward hook of a module with `add` rules. A plain function, so that the model can be pickled and
+    compiled.
+    """
+    return module.share(args[0], output)
+
+
+class SharedLinear(nn.Module):
+    """Stands for a linear layer whose weight a `replace` rule makes. Has a bias of its own, and no weight
+    tensor.
+    """
+
+    share_kind = "linear"
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("bias", bias)
+        self.share = Share()
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight (out, in), made anew at each access."""
+        return self.share.weight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.share(x)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+class ZeroSublayer(nn.Module):
+    """Stands where a plan removed a sub-layer: adds nothing to the residual stream.
+
+    `pair` is True for an attention, which returns its output and its attention weights.
+    """
+
+    def __init__(self, pair: bool):
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, hidden_states: Tensor | None = None, *args, **kwargs):
+        zero = torch.zeros_like(kwargs["hidden_states"] if hidden_states is None else hidden_states)
+        return (zero, None) if self.pair else zero
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """The dense weight (out, in) of a plain linear or Conv1D module."""
+    weight = module.weight
+    return weight.mT if type(module).__name__ == "Conv1D" else weight
+
+
+__all__ = [
+    "Binding",
+    "Share",
+    "SharedLinear",
+    "Store",
+    "ZeroSublayer",
+    "add_share",
+    "linear_weight",
+    "private_names",
+]

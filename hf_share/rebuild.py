@@ -1,0 +1,111 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The config of an arranged model, and a fresh build of its class on the meta device.
+
+The fresh build is what `from_pretrained` will make of the saved config. It is compared with the arranged
+model before anything is changed, it lends its configs, and it is the model on which a later method looks for
+its sites.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import Refused, SiteError, unknown
+from .plan import Arrange
+from .sites import Stack, depth_key, stacks
+
+
+# Config lists with one entry a layer; they are gathered by `order`.
+LAYER_LISTS = (
+    "layer_types",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "attention_layers",
+    "layers_block_type",
+    "block_types",
+)
+
+# Config lists whose length has nothing to do with depth.
+OTHER_LISTS = (
+    "architectures",
+    "eos_token_id",
+    "bos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+)
+
+
+def find_stack(model: nn.Module, step: Arrange) -> Stack:
+    found = stacks(model)
+    if step.stack not in found:
+        raise unknown("stack", step.stack, found, SiteError)
+    return found[step.stack]
+
+
+def rebuild(model: nn.Module, steps: tuple[Arrange, ...]) -> nn.Module | None:
+    """A fresh build of the model's class on the meta device, with the config the steps leave; None for a
+    custom module.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(type(model), "from_pretrained") or not hasattr(config, "to_dict"):
+        return None
+    with torch.device("meta"):
+        return type(model)(arranged_config(model, steps))
+
+
+def arranged_config(model: nn.Module, steps: tuple[Arrange, ...]) -> Any:
+    """A copy of the model's config in which depths count visits and per-layer lists are gathered by
+    `order`.
+    """
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    found = stacks(model)
+    for step in steps:
+        if step.roles != "all":
+            continue
+        stack = found[step.stack]
+        place = depth_key(model, stack)
+        if place is None:
+            if len(step.order) == stack.depth:
+                continue
+            raise Refused(
+                f"stack {step.stack!r}: no key of {type(config).__name__} counts its {stack.depth} layers, "
+                "so its depth cannot be changed; tie layers without removing any"
+            )
+        _set_depth(config, place, step)
+    return config
+
+
+def _set_depth(config: Any, place: tuple[tuple[str, ...], str], step: Arrange) -> None:
+    where, key = place
+    for name in where:
+        config = getattr(config, name)
+    old = getattr(config, key)
+    for name, value in list(config.__dict__.items()):
+        if (
+            not isinstance(value, (list, tuple))
+            or len(value) != old
+            or name.startswith("_")
+            or name in OTHER_LISTS
+        ):
+            continue
+        if name not in LAYER_LISTS:
+            raise Refused(
+                f"stack {step.stack!r}: config list {name!r} has {old} entries, as many as there are layers, and "
+                "hf_share does not know whether it belongs to them"
+            )
+        setattr(config, name, [value[s] for s in step.order])
+    mirrors = [k for k in ("num_hidden_layers", "num_layers", "n_layer") if config.__dict__.get(k) == old]
+    if key in ("decoder_layers", "num_decoder_layers"):
+        mirrors = []
+    for name in {key, *mirrors}:
+        if name == "num_layers" and key != "num_layers" and "num_decoder_layers" in config.__dict__:
+            continue
+        setattr(config, name, len(step.order))

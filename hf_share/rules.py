@@ -1,0 +1,228 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Rules: how a weight is made from what its group shares and what it keeps for itself.
+
+A rule is a frozen dataclass; its fields are the `args` of a `Generate` step. It names its tensors by shape,
+so that a checkpoint is built without values, and it defines the dense weight:
+
+    W = rule.weight(tensors)            # (out, in)
+    y = rule.apply(x, tensors)          # the same product, usually faster
+
+`weight` is the definition; merging, export and analysis use nothing else. Rules know no modules, no adapter
+names and no
+models: a new method is a new rule, or an old rule with other sites and groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import PlanError, unknown
+from .sites import Site
+
+
+RULES: dict[str, type[Rule]] = {}
+KINDS = ("add", "replace")
+Shape = tuple[int, ...]
+
+
+class Rule(ABC):
+    """Base of all rules. Subclasses are frozen dataclasses with a `name` and a `kind`, registered with
+    `@rule`.
+
+    `kind` is `add` (a delta on the site's own weight) or `replace` (the weight itself).
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+
+    def check(self, sites: Sequence[Site]) -> None:  # noqa: B027 - most rules have nothing to check
+        """Raise `PlanError` if the arguments do not fit these sites. Called before anything is allocated."""
+
+    @abstractmethod
+    def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
+        """Shapes of the tensors the group stores once."""
+
+    @abstractmethod
+    def private(self, site: Site) -> dict[str, Shape]:
+        """Shapes of the tensors each site keeps for itself."""
+
+    @abstractmethod
+    def weight(self, t: Mapping[str, Tensor]) -> Tensor:
+        """The dense weight (out, in), or the dense delta for kind `add`, from shared and private tensors
+        by name.
+        """
+
+    def apply(self, x: Tensor, t: Mapping[str, Tensor], training: bool = False) -> Tensor:
+        """`x @ weight(t).T` for x of shape (..., in)."""
+        return F.linear(x, self.weight(t))
+
+    @abstractmethod
+    def reset(self, name: str, tensor: Tensor, sites: Sequence[Site], generator: torch.Generator) -> None:
+        """Set the starting value of one tensor in place."""
+
+    def fit(
+        self, weights: Mapping[str, Tensor], sites: Sequence[Site]
+    ) -> dict[str, dict[str, Tensor]] | None:
+        """Values from dense source weights: `{"": shared tensors, site name: private tensors}`, or None to
+        `reset`.
+        """
+        return None
+
+    def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """`(A, B)` with `weight = B @ A`, for rules that are low-rank; None otherwise."""
+        return None
+
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """Nested settings that `choose` may switch in place: name -> values, smallest first."""
+        return {}
+
+
+def rule(cls: type[Rule]) -> type[Rule]:
+    """Register a rule class under its `name`."""
+    if cls.kind not in KINDS:
+        raise unknown("kind of rule", cls.kind, KINDS)
+    if RULES.setdefault(cls.name, cls) is not cls and RULES[cls.name].__qualname__ != cls.__qualname__:
+        raise PlanError(
+            f"two rules are called {cls.name!r}: {RULES[cls.name].__module__} and {cls.__module__}"
+        )
+    RULES[cls.name] = cls
+    return cls
+
+
+def make_rule(name: str, args: Mapping[str, Any]) -> Rule:
+    """The rule a `Generate` step names, with its arguments checked."""
+    if name not in RULES:
+        raise unknown("rule", name, RULES)
+    cls = RULES[name]
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key in args:
+        if key not in known:
+            raise unknown(f"argument of rule {name!r}", key, known)
+    missing = [
+        k for k, f in known.items() if k not in args and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise PlanError(f"rule {name!r} needs {', '.join(missing)}")
+    return cls(**args)
+
+
+def generator(seed: int, *names: str) -> torch.Generator:
+    """A CPU generator for one tensor, from a seed and names only: the order of the model's modules does
+    not matter.
+    """
+    digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@rule
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Rule):
+    """`delta W = scale * B A`, A (r, in), B (out, r); `share` names the factors the group stores once: "",
+    "A", "B", "AB".
+
+    With share "" it is LoRA; "A" is ShareLoRA's ShareA. `rank` is the active choice: the first `rank` rows of
+    A and columns of B, the full `r` if None. The scale does not follow the choice.
+    """
+
+    name: ClassVar[str] = "low_rank"
+    kind: ClassVar[str] = "add"
+
+    r: int
+    scale: float = 1.0
+    share: str = ""
+    dropout: float = 0.0
+    init: str = "kaiming"
+    rank: int | None = None
+
+    INITS: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "random")
+
+    def __post_init__(self):
+        for name in ("r", "rank"):
+            value = getattr(self, name)
+            if not (value is None and name == "rank") and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
+                raise PlanError(f"low_rank: {name} is {value!r}; a whole number of at least 1 fits")
+        if self.rank is not None and self.rank > self.r:
+            raise PlanError(f"low_rank: rank {self.rank} is more than r = {self.r}")
+        if self.share not in ("", "A", "B", "AB"):
+            raise unknown("low_rank share", self.share, ("", "A", "B", "AB"))
+        if self.init not in self.INITS:
+            raise unknown("low_rank init", self.init, self.INITS)
+        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
+            raise PlanError(f"low_rank: dropout is {self.dropout!r}; 0 <= dropout < 1 fits")
+        if (
+            isinstance(self.scale, bool)
+            or not isinstance(self.scale, (int, float))
+            or not math.isfinite(self.scale)
+        ):
+            raise PlanError(f"low_rank: scale is {self.scale!r}; a finite number fits")
+
+    def check(self, sites: Sequence[Site]) -> None:  # noqa: B027 - most rules have nothing to check
+        for site in sites:
+            # beyond min(in, out) more rank adds nothing but is what peft's LoRA allows on narrow heads;
+            # beyond max(in, out) the factors alone outgrow the weight on both sides
+            most = max(site.shape)
+            if self.r > most:
+                raise PlanError(
+                    f"rank {self.r} at site {site.name!r}: the weight is {site.out_features} x "
+                    f"{site.in_features}, at most rank {most} fits"
+                )
+            for letter, size in (("A", site.in_features), ("B", site.out_features)):
+                first = sites[0].in_features if letter == "A" else sites[0].out_features
+                if letter in self.share and size != first:
+                    raise PlanError(
+                        f"site {site.name!r} cannot share {letter} with {sites[0].name!r}: {size} != {first}"
+                    )
+
+    def _shapes(self, site: Site) -> dict[str, Shape]:
+        return {"A": (self.r, site.in_features), "B": (site.out_features, self.r)}
+
+    def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
+        return {k: v for k, v in self._shapes(sites[0]).items() if k in self.share}
+
+    def private(self, site: Site) -> dict[str, Shape]:
+        return {k: v for k, v in self._shapes(site).items() if k not in self.share}
+
+    def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        A, B = self._active(t)
+        return A, B * self.scale
+
+    def weight(self, t: Mapping[str, Tensor]) -> Tensor:
+        A, B = self._active(t)
+        return (B @ A) * self.scale
+
+    def apply(self, x: Tensor, t: Mapping[str, Tensor], training: bool = False) -> Tensor:
+        A, B = self._active(t)
+        if training and self.dropout:
+            x = F.dropout(x, self.dropout)
+        return F.linear(F.linear(x, A), B) * self.scale
+
+    def _active(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        A, B = t["A"], t["B"]
+        return (A, B) if self.rank is None else (A[: self.rank], B[:, : self.rank])
+
+    def reset(self, name: str, tensor: Tensor, sites: Sequence[Site], generator: torch.Generator) -> None:
+        value = torch.zeros(tensor.shape)
+        if name == "A" and self.init == "gaussian":
+            value.normal_(0.0, 1.0 / self.r, generator=generator)
+        elif name == "A":
+            bound = 1.0 / math.sqrt(sites[0].in_features)
+            value.uniform_(-bound, bound, generator=generator)
+        elif self.init == "random":
+            value.normal_(0.0, 0.02, generator=generator)
+        with torch.no_grad():
+            tensor.copy_(value)
+
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        return {"rank": tuple(range(1, self.r + 1))}

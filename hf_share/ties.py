@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ties: one Parameter at several depths, kept through load, save, cast and gather, and never lost in silence.
+
+Every depth keeps its own modules (one KV slot per visit); their Parameters are aliases, declared on the model
+instance in the ways transformers looks for them. A checkpoint holds each tied tensor once, under its first
+visit.
+
+**The guard.** Stock transformers would load such a checkpoint without hf_share, log a line, and leave the
+tied layers random. So the file itself makes that an error: one small stock tensor is stored as
+`shared_stores.guard.weight`, and its stock name holds a placeholder of one element, on which stock loading
+fails with a shape mismatch.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import CheckpointError
+from .plan import SharePlan
+from .sites import STORES, backbone, prefix, resolve
+
+
+GUARD = "guard"
+
+
+@dataclass
+class Attached:
+    """What `attach` did to a model: its plan in checkpoint form, and aliases `{target: source}` by name
+    from the root.
+    """
+
+    plan: SharePlan
+    ties: dict[str, str] = field(default_factory=dict)
+    guard: str | None = None
+
+    @property
+    def guard_store(self) -> str | None:
+        return self.ties.get(self.guard) if self.guard else None
+
+
+def attached(model: nn.Module) -> Attached | None:
+    """The record `attach` left on `model`, or None for a plain model."""
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return model.__dict__.get("_hf_share")
+
+
+def owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that owns tensor `name`, looking through peft's wrappers, and the tensor's attribute."""
+    path, _, leaf = name.rpartition(".")
+    return resolve(root, path), leaf
+
+
+def get_tensor(root: nn.Module, name: str) -> torch.Tensor:
+    module, leaf = owner(root, name)
+    value = module._parameters.get(leaf, module._buffers.get(leaf))
+    if value is None:
+        raise CheckpointError(f"the model has no tensor {name!r}")
+    return value
+
+
+def set_tensor(root: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put `value`, the object itself, at `name`."""
+    module, leaf = owner(root, name)
+    if leaf in module._buffers:
+        module._buffers[leaf] = value
+    else:
+        module._parameters[leaf] = value  # type: ignore[assignment]
+
+
+def rebind(model: nn.Module, ties: Mapping[str, str]) -> None:
+    """Make every target of `ties` the same object as its source."""
+    for target, source in ties.items():
+        set_tensor(model, target, get_tensor(model, source))
+
+
+def declare(model: nn.Module, record: Attached) -> None:
+    """Record the ties on the instance: for loading, for saving, for `tie_weights`, and for `state_dict`."""
+    model._hf_share = record  # type: ignore[assignment]
+    if hasattr(model, "all_tied_weights_keys"):
+        _declare_to_transformers(model, record)
+    if not any(hook is _write_guard for hook in model._state_dict_hooks.values()):
+        model.register_state_dict_post_hook(_write_guard)
+        model.register_load_state_dict_pre_hook(_read_guard)
+        model.register_load_state_dict_post_hook(_rebind_after_load)
+
+
+def _declare_to_transformers(model: Any, record: Attached) -> None:
+    before = {t: s for t, s in model.all_tied_weights_keys.items() if t not in record.ties}
+    model.all_tied_weights_keys = {**before, **record.ties}
+    # stock code reads these keys as regexes without an end anchor: layers.1 would also grab layers.10
+    exact = {f"^{re.escape(t)}$": f"^{re.escape(s)}$" for t, s in record.ties.items()}
+    model._tied_weights_keys = {**(type(model)._tied_weights_keys or {}), **exact}
+    # by name, since a gathered (FSDP) state dict has no aliases; the guard's name stays, it holds the
+    # placeholder
+    skipped = set(record.ties) - {record.guard}
+    model._keys_to_ignore_on_save = set(type(model)._keys_to_ignore_on_save or ()) | skipped
+    model.tie_weights = functools.partial(_tie_weights, model)
+
+
+def undeclare(model: Any) -> None:
+    """Take back everything `declare` did."""
+    record = model.__dict__.pop("_hf_share", None)
+    for hooks, ours in (
+        (model._state_dict_hooks, {_write_guard}),
+        (model._load_state_dict_post_hooks, {_rebind_after_load}),
+    ):
+        for key in [k for k, hook in hooks.items() if hook in ours]:
+            del hooks[key]
+    pre = model._load_state_dict_pre_hooks
+    for key in [k for k, hook in pre.items() if getattr(hook, "hook", hook) is _read_guard]:
+        del pre[key]
+    if record is not None and hasattr(model, "all_tied_weights_keys"):
+        model.all_tied_weights_keys = {
+            t: s for t, s in model.all_tied_weights_keys.items() if t not in record.ties
+        }
+        for name in ("_tied_weights_keys", "tie_weights"):
+            model.__dict__.pop(name, None)
+        model._keys_to_ignore_on_save = set(type(model)._keys_to_ignore_on_save or ())
+
+
+def _tie_weights(model: Any, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+    """`PreTrainedModel.tie_weights` for a model with ties: the stock ones first, then ours by name.
+
+    Stock code would pad biases for Conv1D layers, untie after `.to("meta")`, and skip ours when it recomputes
+    its map.
+    """
+    record: Attached = model._hf_share
+    stock = {t: s for t, s in model.all_tied_weights_keys.items() if t not in record.ties}
+    declared = model.__dict__.pop("_tied_weights_keys", None)
+    model.all_tied_weights_keys = stock
+    try:
+        type(model).tie_weights(model, missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+    finally:
+        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **record.ties}
+        if declared is not None:
+            model._tied_weights_keys = declared
+    if missing_keys is not None:
+        _require_sources(record, missing_keys)
+        missing_keys.difference_update(record.ties)
+    rebind(model, record.ties)
+
+
+def _require_sources(record: Attached, missing: Iterable[str]) -> None:
+    lost = sorted(set(record.ties.values()) & set(missing))
+    if lost:
+        raise CheckpointError(
+            f"the checkpoint lacks {lost[0]!r}"
+            + (f" and {len(lost) - 1} more shared tensors" if lost[1:] else "")
+            + "; its plan says that they are stored. The file is truncated or belongs to another plan"
+        )
+
+
+def place_guard(model: nn.Module) -> str | None:
+    """The stock tensor that guards `model`'s file: the smallest parameter of the backbone outside its
+    layers.
+    """
+    base, dot = backbone(model), prefix(model)
+    stacked = tuple(
+        f"{name}." for name, module in base.named_modules() if isinstance(module, nn.ModuleList) and name
+    )
+    names = [
+        (p.numel(), n)
+        for n, p in base.named_parameters()
+        if p.numel() > 1 and p.dim() == 1 and not n.startswith((f"{STORES}.", *stacked))
+    ]
+    return dot + min(names)[1] if names else None
+
+
+def _write_guard(model: nn.Module, state_dict: dict[str, Any], at: str, metadata: Any) -> None:
+    record = attached(model)
+    name = f"{at}{record.guard}" if record and record.guard else None
+    if name in state_dict:
+        value = state_dict[name]
+        state_dict[name] = torch.zeros(
+            1, dtype=value.dtype, device="cpu" if value.device.type == "meta" else value.device
+        )
+
+
+def _read_guard(model: nn.Module, state_dict: dict[str, Any], at: str, *args: Any) -> None:
+    """Give every alias its source's tensor, so that a file with each tensor once, or with a placeholder,
+    loads strictly.
+    """
+    record = attached(model)
+    for target, source in record.ties.items() if record else ():
+        if at + source in state_dict:
+            state_dict[at + target] = state_dict[at + source]
+        elif target == record.guard and at + target in state_dict and state_dict[at + target].numel() > 1:
+            state_dict[at + source] = state_dict[at + target]  # a plain state dict of the same shape
+
+
+def _rebind_after_load(model: nn.Module, incompatible: Any) -> None:
+    record = attached(model)
+    if record:
+        rebind(model, record.ties)  # load_state_dict(assign=True) makes a Parameter for each key
