@@ -6,7 +6,10 @@ Importing it registers it with peft and transformers.
 """
 
 from .config import ShareConfig
+from .describe import describe
+from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
+from .hub.lora import to_lora
 from .hub.register import register
 from .importance import block_influence, tokenize
 from .materialize import materialize
@@ -14,7 +17,7 @@ from .methods import discover
 from .methods.fold import FoldConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import Arrange, Generate, Insert, SharePlan
-from .share import share
+from .share import compressed, share
 
 
 discover()
@@ -37,7 +40,13 @@ __all__ = [
     "SharePlan",
     "SiteError",
     "block_influence",
+    "choices",
+    "choose",
+    "chosen",
+    "compressed",
+    "describe",
     "materialize",
     "share",
+    "to_lora",
     "tokenize",
 ]

@@ -66,7 +66,9 @@ class ShareModel(BaseTuner):
         finally:
             config = self.peft_config.get(adapter_name)
             if config is not None and hasattr(config, "_asked_targets"):
-                config.target_modules = config._asked_targets  # peft spells "all-linear" out; the plan already does
+                config.target_modules = (
+                    config._asked_targets
+                )  # peft spells "all-linear" out; the plan already does
 
     def _prepare_adapter_config(self, peft_config: ShareConfig, model_config: dict) -> ShareConfig:
         if not isinstance(peft_config, ShareConfig):
@@ -122,7 +124,9 @@ class ShareModel(BaseTuner):
         if peft_config.target_modules in (None, DUMMY_TARGET_MODULES):
             return False
         asked = check_target_module_exists(peft_config, key)
-        return asked if not isinstance(asked, bool) and not asked else False  # an excluded module, for peft's count
+        return (
+            asked if not isinstance(asked, bool) and not asked else False
+        )  # an excluded module, for peft's count
 
     def _create_and_replace(
         self, peft_config: ShareConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
@@ -200,7 +204,9 @@ class ShareModel(BaseTuner):
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unexpected))}")
         beams = kwargs.get("num_beams") or 1
         handles = [
-            module.register_forward_pre_hook(partial(_pass_names, names=list(names), beams=beams), with_kwargs=True)
+            module.register_forward_pre_hook(
+                partial(_pass_names, names=list(names), beams=beams), with_kwargs=True
+            )
             for module in self.modules()
             if isinstance(module, (ShareLayer, AuxiliaryTrainingWrapper))
         ]
@@ -211,7 +217,9 @@ class ShareModel(BaseTuner):
                 handle.remove()
 
 
-def _pass_names(module: nn.Module, args: tuple, kwargs: dict, names: list[str], beams: int) -> tuple[tuple, dict]:
+def _pass_names(
+    module: nn.Module, args: tuple, kwargs: dict, names: list[str], beams: int
+) -> tuple[tuple, dict]:
     # beam search repeats every row, but not in an encoder, which has run on the rows as they were given
     rows = len(args[0] if args else next(iter(kwargs.values())))
     if beams > 1 and rows == beams * len(names):

@@ -1,0 +1,182 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a shared model stores, uses and saves: as text, as a dict, as a picture of depth x role.
+
+*Stored* counts every tensor once; *used* counts it at every place that uses it, which is what a plain model
+of the same function has to store. For a weight that a rule makes, used is the dense weight's size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .errors import PlanError
+from .modules import Share, SharedLinear
+from .plan import Arrange, Generate, SharePlan
+from .sites import STORES, backbone, resolve, stacks, tensors
+from .ties import attached
+
+
+@dataclass(frozen=True)
+class Group:
+    """One set of weights that is stored once: where it is used, and what that saves (in parameters)."""
+
+    name: str
+    places: tuple[str, ...]
+    stored: int
+    used: int
+
+    @property
+    def visits(self) -> int:
+        return len(self.places)
+
+    @property
+    def saved(self) -> int:
+        return self.used - self.stored
+
+
+@dataclass(frozen=True)
+class Description:
+    """Counts of a model: parameters stored, parameters used, bytes of its file, and the groups that share."""
+
+    model: str
+    stored: int
+    used: int
+    bytes: int
+    plan: SharePlan | None
+    groups: tuple[Group, ...] = ()
+    grids: dict[str, tuple[tuple[str, ...], list[list[int | None]]]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        out = asdict(self)
+        out.pop("grids")
+        out["plan"] = None if self.plan is None else self.plan.to_dict()
+        out["groups"] = [asdict(g) | {"visits": g.visits, "saved": g.saved} for g in self.groups]
+        return out
+
+    def __str__(self) -> str:
+        ratio = self.stored / self.used if self.used else 1.0
+        lines = [
+            f"{self.model}: {self.stored:,} parameters stored, {self.used:,} used "
+            f"({ratio:.3f} stored / used), {_size(self.bytes)}"
+        ]
+        if self.groups:
+            width = max(len("group"), *(len(g.name) for g in self.groups))
+            lines.append(f"  {'group':<{width}}  {'stored once':>14}  {'visited':>7}  {'saved':>14}")
+            for g in self.groups:
+                lines.append(f"  {g.name:<{width}}  {g.stored:>14,}  {g.visits:>7}  {g.saved:>14,}")
+        else:
+            lines.append("  nothing is shared")
+        return "\n".join(lines)
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Draw the grid of each stack, depth x role; cells of one colour in a row are one stored weight."""
+        from .plots import plot_grids
+
+        plot_grids(self, path)
+
+
+def describe(model: nn.Module | SharePlan) -> Description | str:
+    """What `model` stores, uses and saves; `print` it, take its `to_dict()`, or `plot` it. A plan gives its
+    text.
+
+    Example:
+        >>> print(hf_share.describe(model))  # doctest: +SKIP
+        LlamaForCausalLM: 4,200,000 parameters stored, 6,900,000 used (0.609 stored / used), 16.8 MB
+    """
+    if isinstance(model, SharePlan):
+        return repr(model)
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"describe takes a model or a plan, not a {type(model).__name__}")
+    record = attached(model)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    groups = [] if record is None else [g for step in record.plan.steps for g in _groups(plain, step)]
+    unique = {id(p): p for p in model.parameters()}.values()
+    stored = sum(p.numel() for p in unique)
+    return Description(
+        model=type(plain).__name__,
+        stored=stored,
+        used=stored + sum(g.saved for g in groups),
+        bytes=sum(p.numel() * p.element_size() for p in unique),
+        plan=None if record is None else record.plan,
+        groups=tuple(groups),
+        grids=_grids(plain, record.plan.arranges if record else ()),
+    )
+
+
+def _groups(model: nn.Module, step: Any) -> Iterable[Group]:
+    if isinstance(step, Arrange):
+        yield from _arranged(model, step)
+    elif isinstance(step, Generate):
+        yield _generated(model, step)
+
+
+def _arranged(model: nn.Module, step: Arrange) -> Iterable[Group]:
+    layers = stacks(model)[step.stack].layers
+    visits: dict[int, list[int]] = {}
+    for depth, first in enumerate(step.order):
+        if first is not None:
+            visits.setdefault(first, []).append(depth)
+    for first, depths in visits.items():
+        if len(depths) < 2:
+            continue
+        mine, theirs = dict(tensors(layers[first])), [dict(tensors(layers[d])) for d in depths[1:]]
+        shared = [t for n, t in mine.items() if any(o.get(n) is t for o in theirs)]
+        once = sum(t.numel() for t in shared)
+        roles = "" if step.roles == "all" else f" {','.join(step.roles)}"
+        yield Group(
+            name=f"{step.stack}{roles} {' '.join(map(str, depths))}",
+            places=tuple(f"{step.stack}.{d}" for d in depths),
+            stored=once,
+            used=once * len(depths),
+        )
+
+
+def _generated(model: nn.Module, step: Generate) -> Group:
+    base = backbone(model)
+    store = getattr(base, STORES, {})
+    once = sum(p.numel() for p in store[step.group].parameters()) if step.group in store else 0
+    private = used = 0
+    for name in step.sites:
+        module = resolve(base, name.partition(":")[0])
+        share = module._modules["share"]
+        assert isinstance(share, Share)
+        binding = next(b for b in share.bindings if b.group == step.group and b.site.name == name)
+        own = sum(getattr(share, a).numel() for a in binding.names.values())
+        private += own
+        dense = module.in_features * module.out_features if isinstance(module, SharedLinear) else own + once
+        used += dense
+    return Group(name=step.group, places=step.sites, stored=once + private, used=used)
+
+
+def _grids(
+    model: nn.Module, steps: tuple[Arrange, ...]
+) -> dict[str, tuple[tuple[str, ...], list[list[int | None]]]]:
+    """For each stack (names of tensors, one row a tensor: the depth that stores it, or None where it is
+    absent).
+    """
+    out = {}
+    for path, stack in stacks(model).items():
+        names = tuple(dict.fromkeys(n for s in stack.signatures for n in s))
+        first: dict[int, int] = {}
+        rows = [[None] * stack.depth for _ in names]
+        for depth, layer in enumerate(stack.layers):
+            for name, tensor in tensors(layer):
+                rows[names.index(name)][depth] = first.setdefault(id(tensor), depth)
+        out[path] = (names, rows)
+    return out
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.1f} {unit}" if unit != "B" else f"{int(value)} B"
+        value /= 1000
+    return f"{value:.1f} GB"

@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures. matplotlib is imported when one is drawn, since most programs draw none."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .describe import Description
+
+
+def plot_grids(description: Description, path: str | os.PathLike) -> None:
+    """Depth x role of every stack; the number in a cell is the depth whose tensor is used there."""
+    plt = _pyplot()
+    grids = description.grids
+    if not grids:
+        raise ValueError(f"{description.model} has no stack of layers to draw")
+    heights = [max(len(names), 3) for names, _ in grids.values()]
+    width = max(max(len(rows[0]) for _, rows in grids.values()) * 0.42 + 4, 7)
+    figure, axes = plt.subplots(len(grids), 1, figsize=(width, sum(heights) * 0.28 + 1.2 * len(grids)), squeeze=False,
+                                gridspec_kw={"height_ratios": heights}, layout="constrained")  # fmt: skip
+    for axis, (stack, (names, rows)) in zip(axes[:, 0], grids.items(), strict=True):
+        _draw(axis, plt.get_cmap("tab20"), stack, names, rows)
+    figure.suptitle(
+        f"{description.model}: {description.stored:,} stored, {description.used:,} used", fontsize=11
+    )
+    save(figure, path)
+
+
+def _draw(axis: Any, colours: Any, stack: str, names: tuple[str, ...], rows: list[list[int | None]]) -> None:
+    depth = len(rows[0])
+    for y, row in enumerate(rows):
+        for x, source in enumerate(row):
+            if source is None:
+                continue
+            shared = row.count(source) > 1
+            face = colours(source % 20) if shared else "white"
+            axis.add_patch(_rectangle(x, y, face))
+            axis.text(
+                x, y, str(source), ha="center", va="center", fontsize=7, color="black" if shared else "grey"
+            )
+    axis.set(xlim=(-0.5, depth - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel="depth", title=stack or "layers")
+    axis.set_xticks(range(depth))
+    axis.set_yticks(range(len(names)), [n.removesuffix(".weight") for n in names], fontsize=7)
+
+
+def _rectangle(x: int, y: int, face: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="lightgrey", linewidth=0.6)
+
+
+def plot_tradeoff(rows: list[dict[str, Any]], path: str | os.PathLike, quality: str = "perplexity") -> None:
+    """Quality against bytes on disk, one named point a row: `{"name", "bytes", quality}`. Lower left is
+    better.
+    """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for row in rows:
+        axis.scatter(row["bytes"] / 1e6, row[quality], s=60)
+        axis.annotate(
+            row["name"],
+            (row["bytes"] / 1e6, row[quality]),
+            textcoords="offset points",
+            xytext=(7, 4),
+            fontsize=9,
+        )
+    values = [row[quality] for row in rows]
+    if max(values) > 5 * min(values):
+        axis.set_yscale("log")
+    axis.set(xlabel="size on disk, MB", ylabel=f"{quality} on held-out text")
+    axis.margins(0.18)
+    axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save(figure: Any, path: str | os.PathLike) -> None:
+    """Write the picture under a temporary name, then move it."""
+    path = os.fspath(path)
+    stem, ending = os.path.splitext(path)
+    part = f"{stem}.part{ending or '.png'}"
+    figure.savefig(part, dpi=150)
+    os.replace(part, path)
+    _pyplot().close(figure)
