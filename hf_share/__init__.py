@@ -10,6 +10,7 @@ from .describe import describe
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
 from .hub.lora import to_lora
+from .hub.record import inner_config
 from .hub.register import register
 from .importance import block_influence, tokenize
 from .materialize import materialize
@@ -45,6 +46,7 @@ __all__ = [
     "chosen",
     "compressed",
     "describe",
+    "inner_config",
     "materialize",
     "share",
     "to_lora",

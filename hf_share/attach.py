@@ -21,7 +21,7 @@ from .modules import Share, SharedLinear, Store, add_share
 from .plan import Generate, SharePlan
 from .rules import Rule, make_rule
 from .sites import STORES, Site, backbone, find_site, prefix, resolve, sites, store_groups
-from .ties import GUARD, Attached, attached, declare, place_guard, rebind
+from .ties import GUARD, Attached, attached, declare, get_tensor, guard_places, rebind
 
 
 ALLOWED_GROWTH = (
@@ -73,27 +73,26 @@ def bind(model: nn.Module, plan: SharePlan) -> nn.Module:
     whole = before.plan + plan if before else plan
     record = Attached(whole, ties)
     if not whole.is_plain:
-        _add_guard(model, record)
+        _add_guards(model, record)
     rebind(model, record.ties)
     declare(model, record)
     return model
 
 
-def _add_guard(model: nn.Module, record: Attached) -> None:
-    guard = place_guard(model)
-    if guard is None or not hasattr(model, "config"):
-        return
+def _add_guards(model: nn.Module, record: Attached) -> None:
     before = attached(model)
-    if before and before.guard:
-        record.guard = before.guard
+    record.guards = before.guards if before else ()
+    if not hasattr(model, "config"):
         return
-    module, leaf = resolve(model, guard.rpartition(".")[0]), guard.rpartition(".")[2]
-    value = module._parameters[leaf]
-    store = Store({})
-    store.register_parameter("weight", value)
-    _stores(model)[GUARD] = store
-    record.guard = guard
-    record.ties[guard] = f"{prefix(model)}{STORES}.{GUARD}.weight"
+    for name in guard_places(model, record.plan):
+        if name in record.guards:
+            continue
+        if GUARD not in _stores(model):
+            _stores(model)[GUARD] = Store({})
+        leaf = f"weight_{len(record.guards)}" if record.guards else "weight"
+        _stores(model)[GUARD].register_parameter(leaf, get_tensor(model, name))
+        record.ties[name] = f"{prefix(model)}{STORES}.{GUARD}.{leaf}"
+        record.guards = (*record.guards, name)
 
 
 def _stores(model: nn.Module) -> nn.ModuleDict:
@@ -136,6 +135,11 @@ def _check_site(rule: Rule, step: Generate, site: Site, owned: dict[str, str]) -
         raise Refused(
             f"site {site.name!r} holds expert tensors (three-dimensional); rule {rule.name!r} cannot make them yet. "
             "Leave experts out of the sites; an Arrange step may tie them"
+        )
+    if site.kind == "read" and rule.kind == "add":
+        raise Refused(
+            f"site {site.name!r}: the layer reads this weight without calling its module, so rule {rule.name!r} "
+            "could add nothing to it. Leave it out of the sites"
         )
     if rule.kind != "replace":
         return

@@ -48,7 +48,7 @@ def make_plain(model: Any) -> nn.Module:
     record = attached(model)
     if record is None:
         return model
-    ties = {t: s for t, s in record.ties.items() if t != record.guard}
+    ties = record.written_once
     undeclare(model)
     _fill_zero_sublayers(model)
     for module in list(backbone(model).modules()):

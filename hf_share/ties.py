@@ -7,9 +7,10 @@ instance in the ways transformers looks for them. A checkpoint holds each tied t
 visit.
 
 **The guard.** Stock transformers would load such a checkpoint without hf_share, log a line, and leave the
-tied layers random. So the file itself makes that an error: one small stock tensor is stored as
-`shared_stores.guard.weight`, and its stock name holds a placeholder of one element, on which stock loading
-fails with a shape mismatch.
+tied layers random. So the file itself makes that an error: for each stack that a plan touches, one small
+stock tensor beside it (a final norm) is stored as `shared_stores.guard.weight`, and its stock name holds a
+placeholder of one element, on which stock loading fails with a shape mismatch. One for each stack, since a
+class may load one stack of two (T5EncoderModel).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import nn
 
 from .errors import CheckpointError
 from .plan import SharePlan
-from .sites import STORES, backbone, prefix, resolve
+from .sites import STORES, backbone, prefix, resolve, stacks
 
 
 GUARD = "guard"
@@ -34,16 +35,17 @@ GUARD = "guard"
 @dataclass
 class Attached:
     """What `attach` did to a model: its plan in checkpoint form, and aliases `{target: source}` by name
-    from the root.
+    from the root. `guards` are the targets among them whose name holds a placeholder in a file.
     """
 
     plan: SharePlan
     ties: dict[str, str] = field(default_factory=dict)
-    guard: str | None = None
+    guards: tuple[str, ...] = ()
 
     @property
-    def guard_store(self) -> str | None:
-        return self.ties.get(self.guard) if self.guard else None
+    def written_once(self) -> dict[str, str]:
+        """The ties that a file leaves out."""
+        return {t: s for t, s in self.ties.items() if t not in self.guards}
 
 
 def attached(model: nn.Module) -> Attached | None:
@@ -99,10 +101,8 @@ def _declare_to_transformers(model: Any, record: Attached) -> None:
     # stock code reads these keys as regexes without an end anchor: layers.1 would also grab layers.10
     exact = {f"^{re.escape(t)}$": f"^{re.escape(s)}$" for t, s in record.ties.items()}
     model._tied_weights_keys = {**(type(model)._tied_weights_keys or {}), **exact}
-    # by name, since a gathered (FSDP) state dict has no aliases; the guard's name stays, it holds the
-    # placeholder
-    skipped = set(record.ties) - {record.guard}
-    model._keys_to_ignore_on_save = set(type(model)._keys_to_ignore_on_save or ()) | skipped
+    # by name, since a gathered (FSDP) state dict has no aliases; a guard's name stays, for its placeholder
+    model._keys_to_ignore_on_save = set(type(model)._keys_to_ignore_on_save or ()) | set(record.written_once)
     model.tie_weights = functools.partial(_tie_weights, model)
 
 
@@ -144,45 +144,62 @@ def _tie_weights(model: Any, missing_keys: set[str] | None = None, recompute_map
         if declared is not None:
             model._tied_weights_keys = declared
     if missing_keys is not None:
-        _require_sources(record, missing_keys)
+        _require_loaded(model, record, missing_keys)
         missing_keys.difference_update(record.ties)
     rebind(model, record.ties)
 
 
-def _require_sources(record: Attached, missing: Iterable[str]) -> None:
-    lost = sorted(set(record.ties.values()) & set(missing))
+def _require_loaded(model: nn.Module, record: Attached, missing: set[str]) -> None:
+    """Stock code has filled `missing` with random numbers and will log it. What a head lacks is the user's to
+    train; a shared model's own layers and stores are not.
+    """
+    dot = prefix(model)
+    ours = (f"{dot}{STORES}.", *(f"{dot}{path}." for path in stacks(model)))
+    aliases = set(record.ties) - set(record.ties.values())
+    needed = set(record.ties.values()) | {name for name in missing if name.startswith(ours)}
+    lost = sorted(needed & missing - aliases)
     if lost:
+        more = f" and {len(lost) - 1} more tensors" if lost[1:] else ""
         raise CheckpointError(
-            f"the checkpoint lacks {lost[0]!r}"
-            + (f" and {len(lost) - 1} more shared tensors" if lost[1:] else "")
-            + "; its plan says that they are stored. The file is truncated or belongs to another plan"
+            f"the checkpoint lacks {lost[0]!r}{more}, which its plan says are stored. "
+            "The file was cut or changed, or belongs to another plan"
         )
 
 
-def place_guard(model: nn.Module) -> str | None:
-    """The stock tensor that guards `model`'s file: the smallest parameter of the backbone outside its
-    layers.
+def guard_places(model: nn.Module, plan: SharePlan) -> tuple[str, ...]:
+    """The stock tensor that guards each stack of `plan`: the smallest one beside it, a norm's if there is any.
+
+    Names follow from the plan and the stock modules alone, so saving and loading agree, headless or not.
     """
-    base, dot = backbone(model), prefix(model)
-    stacked = tuple(
-        f"{name}." for name, module in base.named_modules() if isinstance(module, nn.ModuleList) and name
-    )
-    names = [
-        (p.numel(), n)
-        for n, p in base.named_parameters()
-        if p.numel() > 1 and p.dim() == 1 and not n.startswith((f"{STORES}.", *stacked))
+    base, dot, found = backbone(model), prefix(model), stacks(model)
+    paths = [s.stack for s in plan.arranges]
+    for step in plan.generates:
+        paths += [next((p for p in found if site.startswith(f"{p}.")), "") for site in step.sites]
+    scopes = dict.fromkeys(f"{path.rpartition('.')[0]}." if "." in path else "" for path in paths)
+    places = dict.fromkeys(_guard_place(base, scope, found) for scope in scopes)
+    return tuple(dot + name for name in places if name is not None)
+
+
+def _guard_place(base: nn.Module, scope: str, found: Iterable[str]) -> str | None:
+    layers = (f"{STORES}.", *(f"{path}." for path in found))
+    ranked = [
+        ("norm" not in type(module).__name__.lower(), p.numel(), f"{path}.{leaf}" if path else leaf)
+        for path, module in base.named_modules()
+        for leaf, p in module._parameters.items()
+        if p is not None and p.numel() > 1 and p.is_floating_point()
     ]
-    return dot + min(names)[1] if names else None
+    outside = [r for r in ranked if not f"{r[2]}.".startswith(layers)]
+    beside = [r for r in outside if r[2].startswith(scope)]
+    return min(beside or outside)[2] if outside else None
 
 
 def _write_guard(model: nn.Module, state_dict: dict[str, Any], at: str, metadata: Any) -> None:
     record = attached(model)
-    name = f"{at}{record.guard}" if record and record.guard else None
-    if name in state_dict:
-        value = state_dict[name]
-        state_dict[name] = torch.zeros(
-            1, dtype=value.dtype, device="cpu" if value.device.type == "meta" else value.device
-        )
+    for guard in record.guards if record else ():
+        value = state_dict.get(at + guard)
+        if value is not None:
+            device = "cpu" if value.device.type == "meta" else value.device
+            state_dict[at + guard] = torch.zeros(1, dtype=value.dtype, device=device)
 
 
 def _read_guard(model: nn.Module, state_dict: dict[str, Any], at: str, *args: Any) -> None:
@@ -193,7 +210,7 @@ def _read_guard(model: nn.Module, state_dict: dict[str, Any], at: str, *args: An
     for target, source in record.ties.items() if record else ():
         if at + source in state_dict:
             state_dict[at + target] = state_dict[at + source]
-        elif target == record.guard and at + target in state_dict and state_dict[at + target].numel() > 1:
+        elif target in record.guards and at + target in state_dict and state_dict[at + target].numel() > 1:
             state_dict[at + source] = state_dict[at + target]  # a plain state dict of the same shape
 
 

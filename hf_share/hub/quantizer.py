@@ -3,11 +3,12 @@
 """Loading a shared checkpoint through `from_pretrained`: a registered quantizer that builds structure on the
 meta model.
 
-`config.json` carries `quantization_config = {"quant_method": "hf_share", "plan": ..., "inner": ...}`. transformers calls the
-quantizer after the model is built on meta and before weights are read; it attaches the plan. The slot is
-single, so an inner quantizer (bitsandbytes, torchao) rides in ours and every hook is passed on to it. It runs
-between the two halves of `attach`, since it replaces modules by class and would skip weights that are already
-declared tied.
+`config.json` carries `quantization_config = {"quant_method": "hf_share", "plan": ..., "inner": ...}`.
+transformers calls the quantizer after the model is built on meta and before weights are read; it attaches the
+plan. The slot is single, so an inner quantizer (bitsandbytes, torchao) rides in ours and every hook is passed
+on to it. It runs between the two halves of `attach`, since it replaces modules by class and would skip
+weights that are already declared tied. `inner` says `"pre_quantized": true` once the file holds quantised
+weights, which is from the first load with it on.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..attach import arrange, attach, bind, check
-from ..errors import CheckpointError, PlanError, unknown
+from ..errors import ConfigError, PlanError, unknown
 from ..plan import SharePlan
-from ..ties import attached, owner
+from ..ties import attached, get_tensor, set_tensor
+from .checkpoint import check_files
 
 
 METHOD = "hf_share"
+WRITTEN = "pre_quantized"  # in `inner`: the file's weights are quantised already
 
 
 @register_quantization_config(METHOD)
@@ -52,6 +55,10 @@ class SharedConfig(QuantizationConfigMixin):
     def share_plan(self) -> SharePlan:
         return SharePlan.from_dict(self.plan)
 
+    def written(self) -> SharedConfig:
+        """The config of a model whose weights the inner quantiser has quantised: they are saved so."""
+        return SharedConfig(plan=self.plan, inner=self.inner and {**self.inner, WRITTEN: True})
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "quant_method": self.quant_method,
@@ -64,6 +71,8 @@ class SharedConfig(QuantizationConfigMixin):
 
 
 def _inner_dict(inner: Any) -> dict[str, Any]:
+    if not isinstance(inner, dict) and not hasattr(inner, "to_dict"):
+        raise ConfigError(f"the inner quantisation is a config or its dict, not {type(inner).__name__}")
     values = dict(inner) if isinstance(inner, dict) else inner.to_dict()
     if values.get("quant_method") == METHOD:
         raise PlanError("the inner quantisation cannot be hf_share itself")
@@ -83,25 +92,27 @@ class SharedQuantizer(HfQuantizer):
         inner = quantization_config.inner
         self.inner: HfQuantizer | None = None
         if inner is not None:
-            config = AutoQuantizationConfig.from_dict(copy.deepcopy(inner))
-            written = bool(inner.get("_hf_share_written"))
-            self.inner = AutoHfQuantizer.from_config(config, **{**kwargs, "pre_quantized": written})
+            self.inner = _make_inner(copy.deepcopy(inner), kwargs)
         self.pre_quantized = self.inner.pre_quantized if self.inner else True
 
-    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Any = None, **kwargs: Any
+    ) -> Any:
         plan = self.quantization_config.share_plan
         if self.inner is None:
             attach(model, plan)
         else:
             check(model, plan)
             arrange(model, plan)
-            self.inner.preprocess_model(model, **kwargs)
+            self.inner.preprocess_model(model, checkpoint_files=checkpoint_files, **kwargs)
             bind(model, plan)
-        _open_guard(model)
+        check_files(model, checkpoint_files)
+        _open_guards(model)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.inner is not None:
+            model.config.quantization_config = self.quantization_config.written()
             return self.inner._process_model_after_weight_loading(model, **kwargs)
         # left set, these make Trainer refuse full fine-tuning and `save_pretrained` ignore its state_dict
         # argument
@@ -177,18 +188,23 @@ class SharedQuantizer(HfQuantizer):
         return bool(self.inner.is_compileable) if self.inner else True
 
 
-def _open_guard(model: nn.Module) -> None:
-    """Let the guard's placeholder load: for now its stock name is a tensor of one element, re-tied once
+def _make_inner(values: dict[str, Any], kwargs: dict[str, Any]) -> HfQuantizer:
+    written = bool(values.pop(WRITTEN, False))
+    try:
+        config = AutoQuantizationConfig.from_dict(values)
+    except (ValueError, TypeError, AssertionError, KeyError) as error:
+        raise ConfigError(f"the inner quantisation of this checkpoint: {error}") from None
+    return AutoHfQuantizer.from_config(config, **{**kwargs, "pre_quantized": written})
+
+
+def _open_guards(model: nn.Module) -> None:
+    """Let the placeholders load: for now a guard's stock name is a tensor of one element, tied again once
     loading is done.
     """
     record = attached(model)
-    if record is None or record.guard is None:
-        return
-    module, leaf = owner(model, record.guard)
-    value = module._parameters[leaf]
-    if value is None:
-        raise CheckpointError(f"the guard tensor {record.guard!r} is missing from the model")
-    module._parameters[leaf] = nn.Parameter(torch.empty(1, device=value.device, dtype=value.dtype))
+    for guard in record.guards if record else ():
+        value = get_tensor(model, guard)
+        set_tensor(model, guard, nn.Parameter(torch.empty(1, device=value.device, dtype=value.dtype)))
 
 
 def drop_tied(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +212,7 @@ def drop_tied(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     ...).
     """
     record = attached(model)
-    tied = set() if record is None else {t for t in record.ties if t != record.guard}
+    tied = set() if record is None else set(record.written_once)
     beside = tuple(f"{t}." for t in tied) + tuple(
         f"{t.rpartition('.')[0]}._{t.rpartition('.')[2]}_" for t in tied
     )

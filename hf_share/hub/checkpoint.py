@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files against the plan, from their headers: what is ours in a file must be what the plan says, all of it.
+
+transformers only logs a tensor that is missing or that nobody expects, and fills the missing one with random
+numbers. For what hf_share adds that is an error, raised before a value is read or a tensor allocated. Stock
+tensors are checked after loading (`ties.py`), since transformers may rename and fuse them on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..errors import CheckpointError
+from ..sites import STORES, backbone
+from ..ties import attached
+
+
+Shape = tuple[int, ...]
+
+
+def check_files(model: Any, files: Sequence[str] | None) -> None:
+    """Raise `CheckpointError` if `files` do not hold exactly what `attach` added to `model`."""
+    if not files or not all(str(file).endswith(".safetensors") for file in files):
+        return  # a state dict in memory, or pickled files, which have no header
+    found = _headers(files, getattr(model, "base_model_prefix", ""))
+    where = Path(files[0]).parent if len(files) > 1 else files[0]
+    expected = _added(model)
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{where} lacks {name!r}, which its plan says is stored; it was cut or changed")
+        if found[name] != shape:
+            is_shape, said = list(found[name]), list(shape)
+            raise CheckpointError(f"{where}: {name!r} has shape {is_shape}, its plan says {said}")
+    extra = sorted(set(found) - set(expected))
+    if extra:
+        raise CheckpointError(
+            f"{where} holds {extra[0]!r}, which its plan does not know and loading would leave out"
+        )
+
+
+def is_added(name: str) -> bool:
+    """Whether a tensor's name is one that a plan added."""
+    parts = name.split(".")
+    return STORES in parts or "share" in parts[:-1]
+
+
+def _headers(files: Sequence[str], prefix: str) -> dict[str, Shape]:
+    """Name from the backbone -> shape of every tensor of ours in the files."""
+    found: dict[str, Shape] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as f:
+                for key in f.keys():
+                    if is_added(key):
+                        found[key.removeprefix(f"{prefix}.")] = tuple(f.get_slice(key).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file} cannot be read, it is truncated or no safetensors file: {error}"
+            ) from None
+    return found
+
+
+def _added(model: nn.Module) -> dict[str, Shape]:
+    if attached(model) is None:
+        return {}
+    named = backbone(model).named_parameters(remove_duplicate=False)
+    return {name: tuple(value.shape) for name, value in named if is_added(name)}
