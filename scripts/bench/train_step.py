@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""python scripts/bench/train_step.py [--steps 20]
+
+ShareLoRA's training step over peft LoRA's at equal rank and targets: runs in turn, median (bound 1.05). Peak
+memory of each in a process of its own (bound 1.0: ShareLoRA's is no more).
+"""
+
+import argparse
+
+import torch
+from _common import fresh, llama, median_in_turn, report, timed
+from peft import LoraConfig, get_peft_model
+
+import hf_share
+
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+PEAK = """
+import json, resource, sys
+sys.path.insert(0, sys.argv[2])
+import train_step
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+step = train_step.stepper(sys.argv[1])
+for _ in range(3): step()
+print(json.dumps({"rise": peak() - before}))
+"""
+
+
+def stepper(name: str):
+    if name == "lora":
+        config = LoraConfig(r=16, target_modules=TARGETS)
+    else:
+        config = hf_share.ShareLoraConfig(r=16, target_modules=TARGETS, share="A")
+    model = get_peft_model(llama(8), config).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    ids = torch.randint(0, 8192, (4, 128), generator=torch.Generator().manual_seed(0))
+
+    def step() -> None:
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    steps = {name: stepper(name) for name in ("lora", "share_lora")}
+    for step in steps.values():
+        step()  # warm-up
+    runs = {name: (lambda step=step: timed(step)) for name, step in steps.items()}
+    seconds = median_in_turn(runs, options.steps)
+    here = __file__.rpartition("/")[0] or "."
+    peaks = {name: fresh(PEAK, name, here)["rise"] for name in steps}
+    report("train_step", {
+        "seconds": {k: round(v, 4) for k, v in seconds.items()},
+        "share_lora_over_lora": round(seconds["share_lora"] / seconds["lora"], 3),
+        "peak_memory_over_lora": round(peaks["share_lora"] / peaks["lora"], 3),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
