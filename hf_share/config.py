@@ -59,7 +59,7 @@ class ShareConfig(PeftConfig):
     modules_to_save: list[str] | None = None
 
     def __new__(cls, *args: Any, method: str | None = None, **kwargs: Any):
-        if method is not None and method not in METHODS:
+        if method is not None and (not isinstance(method, str) or method not in METHODS):
             raise unknown("method", method, METHODS, ConfigError)
         target = cls if method is None else METHODS[method]
         if not issubclass(target, cls):
@@ -74,19 +74,34 @@ class ShareConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PEFT_TYPE
         self.method = type(self).name
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
-            value = getattr(self, name)
-            if isinstance(value, (set, tuple)):
-                setattr(self, name, sorted(value) if isinstance(value, set) else list(value))
+        for name in ("target_modules", "exclude_modules", "layers_pattern"):
+            if not isinstance(getattr(self, name), str):
+                self._take_list(name, str)
+        self._take_list("modules_to_save", str)
+        if isinstance(self.layers_to_transform, bool) or not isinstance(self.layers_to_transform, int):
+            self._take_list("layers_to_transform", int)
         self._plan: SharePlan | None = None if self.plan is None else SharePlan.from_dict(self.plan)
         self.plan = None if self._plan is None else self._plan.to_dict()
         if self._plan is not None and self._plan.form != "source":
             raise ConfigError("a config takes a plan in source form; use plan.source()")
+        self._take_list("methods", object)
         self.methods = None if self.methods is None else [_method_config(m) for m in self.methods]
-        if type(self) is ShareConfig and self.methods is None and self._plan is None:
+        if type(self) is ShareConfig and not self.methods and self._plan is None:
             raise ConfigError(
                 "ShareConfig needs a plan or methods; or use a method's own config, such as ShareLoraConfig"
             )
+
+    def _take_list(self, name: str, kind: type | tuple[type, ...]) -> None:
+        """Make field `name`, if it is given, a list of `kind`: JSON has no sets and no tuples."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        if not isinstance(value, (list, tuple, set)):
+            raise ConfigError(f"{name} is {value!r:.80}; a list fits")
+        for item in value:
+            if not isinstance(item, kind) or (kind is int and isinstance(item, bool)):
+                raise ConfigError(f"{name} holds {item!r:.80}, a {type(item).__name__}, which does not fit")
+        setattr(self, name, sorted(value) if isinstance(value, set) else list(value))
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         """The plan for `model`, in source form. Each method's config overrides this."""
@@ -116,7 +131,8 @@ class ShareConfig(PeftConfig):
             said = self.steps(model, calibration)
             if said != self._plan:
                 raise ConfigError(
-                    f"the config and its plan disagree; the config says\n{said}\nthe plan says\n{self._plan}\n"
+                    f"the config and its plan disagree; the config says\n{said}\n"
+                    f"the plan says\n{self._plan}\n"
                     "Remove 'plan' to follow the config, or use ShareConfig(plan=...) to follow the plan"
                 )
         return self._plan

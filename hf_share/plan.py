@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from .errors import PlanError, unknown
+from .plain import freeze, frozen_args, require_count, require_name, thaw
 
 
 VERSION = 1
@@ -59,35 +60,61 @@ class Arrange:
     origin: Arrange | None = None
 
     def __post_init__(self):
-        _freeze(self, "order", "roles", "private", "sources")
-        if isinstance(self.origin, Mapping):
-            object.__setattr__(self, "origin", _build(Arrange, self.origin, "arrange.origin"))
+        require_name(self.stack, "arrange step: stack")
         where = f"arrange step on stack {self.stack!r}"
-        _text(self.stack, f"{where}: stack")
+        freeze(self, "order", "private")
+        if self.roles != "all":
+            freeze(self, "roles")
+        if self.sources is not None:
+            freeze(self, "sources")
+        self._read_origin(where)
         if not self.order or len(self.order) > MAX_VISITS:
             raise PlanError(f"{where}: order has {len(self.order)} depths; 1 to {MAX_VISITS} fit")
         for source in self.order:
             if source is None and self.roles != "all":
                 continue
-            _count(source, f"{where}: order", least=0)
-        if self.roles != "all" and (isinstance(self.roles, str) or not self.roles):
-            raise PlanError(f"{where}: roles is {self.roles!r}; give 'all' or a list of paths inside a layer")
+            require_count(source, f"{where}: order", least=0)
+        if not self.roles:
+            raise PlanError(f"{where}: roles is empty; give 'all' or a list of paths inside a layer")
         for role in (*(() if self.roles == "all" else self.roles), *self.private):
-            _text(role, f"{where}: role")
+            require_name(role, f"{where}: role")
         if self.merge not in MERGES:
             raise unknown("merge", self.merge, MERGES)
         if self.sources is not None:
             if len(self.sources) != len(self.order):
                 raise PlanError(f"{where}: {len(self.sources)} sources for {len(self.order)} depths")
             for source in self.sources:
-                _count(source, f"{where}: sources", least=0)
+                require_count(source, f"{where}: sources", least=0)
         if self.depth is not None:
-            _count(self.depth, f"{where}: depth", least=1)
+            require_count(self.depth, f"{where}: depth", least=1)
             last = max((s for s in (*self.order, *(self.sources or ())) if s is not None), default=0)
             if last >= self.depth:
                 raise PlanError(
                     f"{where}: order names layer {last}, but the stack has layers 0 to {self.depth - 1}"
                 )
+        if self.merge == "mean":
+            self._check_mean(where)
+
+    def _read_origin(self, where: str):
+        if self.origin is None:
+            return
+        if isinstance(self.origin, Mapping):
+            if self.origin.get("origin") is not None:  # before it is built: nesting could be of any depth
+                raise PlanError(f"{where}: an origin has no origin of its own")
+            object.__setattr__(self, "origin", _build(Arrange, self.origin, "origin of an arrange step"))
+        if not isinstance(self.origin, Arrange) or self.origin.origin is not None:
+            raise PlanError(f"{where}: origin must be one arrange step in source form")
+
+    def _check_mean(self, where: str):
+        owner: dict[int, int] = {}
+        for source, layers in self.groups().items():
+            if source not in layers:
+                raise PlanError(f"{where}: merge 'mean' into layer {source}, which is not among {layers}")
+            for layer in layers:
+                if owner.setdefault(layer, source) != source:
+                    raise PlanError(
+                        f"{where}: merge 'mean' takes layer {layer} into layer {owner[layer]} and {source}"
+                    )
 
     @property
     def members(self) -> tuple[int | None, ...]:
@@ -130,13 +157,13 @@ class Generate:
     rule: str
     sites: tuple[str, ...]
     group: str
-    args: dict[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        _freeze(self, "sites")
-        object.__setattr__(self, "args", dict(sorted(_plain(self.args, "generate args").items())))
-        _text(self.rule, "generate step: rule")
-        _text(self.group, "generate step: group")
+        require_name(self.rule, "generate step: rule")
+        require_name(self.group, "generate step: group")
+        freeze(self, "sites")
+        object.__setattr__(self, "args", frozen_args(self.args, f"generate step {self.group!r}: args"))
         if "." in self.group or self.group.startswith("hf_share"):
             raise PlanError(
                 f"generate step: group {self.group!r} must have no dot and not begin with 'hf_share'"
@@ -144,7 +171,7 @@ class Generate:
         if not self.sites:
             raise PlanError(f"generate step {self.group!r} has no sites")
         for site in self.sites:
-            _text(site, f"generate step {self.group!r}: site")
+            require_name(site, f"generate step {self.group!r}: site")
         if len(set(self.sites)) != len(self.sites):
             raise PlanError(f"generate step {self.group!r} names a site twice")
 
@@ -158,14 +185,16 @@ class Insert:
     step: ClassVar[str] = "insert"
     kind: str
     sites: tuple[str, ...]
-    args: dict[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        _freeze(self, "sites")
-        object.__setattr__(self, "args", dict(sorted(_plain(self.args, "insert args").items())))
-        _text(self.kind, "insert step: kind")
+        require_name(self.kind, "insert step: kind")
+        freeze(self, "sites")
+        object.__setattr__(self, "args", frozen_args(self.args, f"insert step {self.kind!r}: args"))
         if not self.sites:
-            raise PlanError("insert step has no sites")
+            raise PlanError(f"insert step {self.kind!r} has no sites")
+        for site in self.sites:
+            require_name(site, f"insert step {self.kind!r}: site")
 
 
 Step = Arrange | Generate | Insert
@@ -187,15 +216,33 @@ class SharePlan:
     form: str = "source"
 
     def __post_init__(self):
-        _freeze(self, "steps")
+        freeze(self, "steps")
         for step in self.steps:
             if not isinstance(step, (Arrange, Generate, Insert)):
                 raise PlanError(f"a step must be Arrange, Generate or Insert, not {type(step).__name__}")
         if self.form not in FORMS:
             raise unknown("form", self.form, FORMS)
+        self._check_origins()
         self._check_owners()
 
+    def _check_origins(self):
+        for step in self.arranges:
+            if step.origin is None:
+                continue
+            if self.form == "source":
+                raise PlanError(
+                    f"arrange step on stack {step.stack!r} has an origin, which only a checkpoint form keeps"
+                )
+            if step != _to_checkpoint(step.origin):
+                raise PlanError(f"arrange step on stack {step.stack!r} disagrees with its origin")
+
     def _check_owners(self):
+        makes = [isinstance(s, Generate) for s in self.steps if not isinstance(s, Insert)]
+        if makes != sorted(makes):
+            raise PlanError(
+                "every arrange step comes before the generate steps, whose sites are on the arranged model; "
+                "put the structural method first"
+            )
         groups = [s.group for s in self.generates]
         for group in groups:
             if groups.count(group) > 1:
@@ -205,7 +252,8 @@ class SharePlan:
             for other in owned:
                 if other.stack == step.stack and _overlap(other.roles, step.roles):
                     raise PlanError(
-                        f"two arrange steps own roles {step.roles!r} of stack {step.stack!r}; merge them into one"
+                        f"two arrange steps own roles {step.roles!r} of stack {step.stack!r}; "
+                        "merge them into one"
                     )
             owned.append(step)
 
@@ -256,11 +304,13 @@ class SharePlan:
     @classmethod
     def from_json(cls, text: str) -> SharePlan:
         """Read what `to_json` wrote. Raises `PlanError` for anything else."""
+        if not isinstance(text, str):
+            raise PlanError(f"a plan must be JSON text, not {type(text).__name__}")
         if len(text) > MAX_BYTES:
             raise PlanError(f"a plan has at most {MAX_BYTES} bytes of JSON; this one has {len(text)}")
         try:
             data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be JSON: {error}") from None
         return cls.from_dict(data)
 
@@ -274,14 +324,14 @@ class SharePlan:
         if not isinstance(data, Mapping):
             raise PlanError(f"a plan must be a JSON object, not {type(data).__name__}")
         _known(data, ("version", "form", "steps"), "plan")
-        if data.get("version") != VERSION:
+        if data.get("version") != VERSION or isinstance(data["version"], bool):
             raise PlanError(
                 f"this plan has version {data.get('version')!r}; this hf_share reads version {VERSION}"
             )
         if not isinstance(data.get("steps"), (list, tuple)):
             raise PlanError("a plan needs a list of steps")
         try:
-            size = len(json.dumps(data))
+            size = len(json.dumps(data, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be plain JSON values: {error}") from None
         if size > MAX_BYTES:
@@ -334,7 +384,7 @@ def _step_dict(step: Step) -> dict[str, Any]:
         if isinstance(value, Arrange):
             value = _step_dict(value)
             value.pop("step")
-        out[f.name] = list(value) if isinstance(value, tuple) else value
+        out[f.name] = thaw(value)
     return out
 
 
@@ -342,7 +392,7 @@ def _read_step(data: Any) -> Step:
     if not isinstance(data, Mapping):
         raise PlanError(f"a step must be a JSON object, not {type(data).__name__}")
     kind = data.get("step")
-    if kind not in STEPS:
+    if not isinstance(kind, str) or kind not in STEPS:
         raise unknown("step", kind, STEPS)
     return _build(STEPS[kind], {k: v for k, v in data.items() if k != "step"}, f"{kind} step")
 
@@ -359,32 +409,6 @@ def _known(data: Mapping[str, Any], names: Iterable[str], where: str) -> None:
     for key in data:
         if key not in names:
             raise unknown(f"key of the {where}", key, names)
-
-
-def _freeze(obj: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(obj, name)
-        if value is None or isinstance(value, str):
-            continue
-        if not isinstance(value, (list, tuple)):
-            raise PlanError(f"{type(obj).__name__}.{name} must be a list, not {type(value).__name__}")
-        object.__setattr__(obj, name, tuple(value))
-
-
-def _count(value: Any, where: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise PlanError(f"{where}: {value!r} is not a whole number of at least {least}")
-
-
-def _text(value: Any, where: str) -> None:
-    if not isinstance(value, str) or not value or len(value) > 512:
-        raise PlanError(f"{where}: {value!r} is not a name")
-
-
-def _plain(value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise PlanError(f"{where} must be a JSON object, not {type(value).__name__}")
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
 
 
 def _overlap(one: str | tuple[str, ...], two: str | tuple[str, ...]) -> bool:

@@ -72,10 +72,13 @@ class ShareLoraConfig(ShareConfig):
             raise ConfigError(f"r is {self.r!r}; a whole number of at least 1 fits")
         if self.share not in SHARES:
             raise unknown("share", self.share, SHARES, ConfigError)
-        if self.init_weights not in INITS:
+        if not isinstance(self.init_weights, (bool, str)) or self.init_weights not in INITS:
             raise unknown("init_weights", self.init_weights, map(str, INITS), ConfigError)
-        if self.share_modules is not None:
-            self.share_modules = list(self.share_modules)
+        if not _is_number(self.lora_alpha) or not math.isfinite(self.lora_alpha):
+            raise ConfigError(f"lora_alpha is {self.lora_alpha!r}; a finite number fits")
+        if not _is_number(self.lora_dropout) or not 0.0 <= self.lora_dropout < 1.0:
+            raise ConfigError(f"lora_dropout is {self.lora_dropout!r}; 0 <= lora_dropout < 1 fits")
+        self._take_list("share_modules", str)
 
     @property
     def scale(self) -> float:
@@ -121,6 +124,10 @@ class ShareLoraConfig(ShareConfig):
                     f"share_modules names {module!r}, which is no target"
                     + nearest(module, {r.rpartition(".")[2] for r in roles})
                 )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _ends(role: str, name: str) -> bool:
