@@ -11,12 +11,13 @@ name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from .errors import Refused, SiteError
 from .modules import ZeroSublayer
@@ -53,7 +54,8 @@ def check(model: nn.Module, step: Arrange, form: str) -> None:
         raise SiteError(f"{where}: order names layer {last}, this model has layers 0 to {stack.depth - 1}")
     if step.roles != "all" and len(step.order) != stack.depth:
         raise SiteError(
-            f"{where}: roles {step.roles!r} are arranged within {stack.depth} depths, order has {len(step.order)}"
+            f"{where}: roles {step.roles!r} are arranged within {stack.depth} depths, "
+            f"order has {len(step.order)}"
         )
     if form == "checkpoint" and step.order != step.first_visits:
         raise SiteError(
@@ -101,17 +103,16 @@ def sublayer_is_pair(layer: nn.Module, role: str) -> bool | None:
     unknown.
     """
     module, name = resolve(layer, role), type(resolve(layer, role)).__name__.lower()
-    if "." in role or any(
-        "norm" in type(m).__name__.lower() and _width(m) == _width(layer) for m in module.modules()
-    ):
+    if "." in role or max(_norm_widths(module), default=0) == max(_norm_widths(layer), default=1):
         return None  # it holds its own norm and residual (BERT, T5): nothing outside adds the input back
     if "attention" in name or "attn" in name:
         return True
     return False if "mlp" in name or "feedforward" in name else None
 
 
-def _width(module: nn.Module) -> int:
-    return max((p.numel() for p in module.parameters() if p.dim() == 1), default=0)
+def _norm_widths(module: nn.Module) -> list[int]:
+    norms = (m for m in module.modules() if "norm" in type(m).__name__.lower())
+    return [p.numel() for norm in norms for p in norm.parameters(recurse=False)]
 
 
 def _check_removable(model: nn.Module, stack: Stack, step: Arrange, depth: int) -> None:
@@ -122,12 +123,16 @@ def _check_removable(model: nn.Module, stack: Stack, step: Arrange, depth: int) 
             module.pair if isinstance(module, ZeroSublayer) else sublayer_is_pair(stack.layers[depth], role)
         )
         if pair is None:
-            raise Refused(f"{where} cannot be removed: {type(module).__name__} adds its own residual or norm")
+            raise Refused(
+                f"{where} cannot be removed: {type(module).__name__} adds its own residual or norm, or is "
+                "not known to be an attention or an MLP"
+            )
         kinds = getattr(getattr(backbone(model), "config", None), "layer_types", None)
         first = depth == 0 or (kinds and kinds.index(kinds[depth]) == depth)
         if pair and first:
             raise Refused(
-                f"{where} is the attention by which the KV cache counts positions; keep the first one of its kind"
+                f"{where} is the attention by which the KV cache counts positions; keep the first one of "
+                "its kind"
             )
 
 
@@ -137,6 +142,11 @@ def _check_rebuild(model: nn.Module, step: Arrange) -> None:
     if twin is None:
         return
     stack, fresh = find_stack(model, step), find_stack(twin, step)
+    if fresh.depth != len(step.order):
+        raise Refused(
+            f"stack {step.stack!r}: a stock model of the new config has {fresh.depth} layers, "
+            f"not {len(step.order)}"
+        )
     plain = all(p.is_floating_point() for _, p in tensors(stack.layers))
     for depth in range(len(step.order)):
         source = template(stack, step, depth)
@@ -145,10 +155,29 @@ def _check_rebuild(model: nn.Module, step: Arrange) -> None:
         if plain and names != built:
             odd = sorted(names ^ built)[0]
             raise Refused(
-                f"stack {step.stack!r}: layer {source} cannot stand at depth {depth}: {odd!r} exists in only one of "
-                "them, so a checkpoint could not be loaded by the stock class"
+                f"stack {step.stack!r}: layer {source} cannot stand at depth {depth}: {odd!r} exists in only "
+                "one of them, so a checkpoint could not be loaded by the stock class"
             )
         _check_attributes(stack, fresh, step, source, depth)
+
+
+def check_cache(model: nn.Module, steps: tuple[Arrange, ...]) -> None:
+    """Raise if stock code would make a decoder's cache for fewer layers than the whole plan leaves it (T5
+    counts it by the encoder).
+    """
+    if not steps or not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return
+    twin = rebuild(model, steps)
+    if twin is None or not twin.can_generate():
+        return
+    slots = len(DynamicCache(config=twin.config).layers)
+    for path, stack in stacks(twin).items():
+        if "decoder" in path.split(".") and stack.depth > slots:
+            raise Refused(
+                f"stack {path!r}: {stack.depth} layers, but {type(twin.config).__name__} gives its cache "
+                f"{slots} places, so that generate would fail; keep at least as many encoder layers as "
+                "decoder layers"
+            )
 
 
 def _check_attributes(stack: Stack, fresh: Stack, step: Arrange, source: int, depth: int) -> None:
@@ -326,6 +355,16 @@ def visited(index: dict[str, Site], step: Arrange) -> dict[str, Site]:
                 )
                 out[moved.name] = moved
     return out
+
+
+def first_visit(site: Site, steps: Sequence[Arrange]) -> str:
+    """Path of the module that stores the weight of `site`, once `steps` are applied."""
+    for step in steps:
+        tensor = f"{site.role}.weight"
+        if site.stack == step.stack and is_owned(step, tensor) and not is_private(step, tensor):
+            assert site.depth is not None
+            return f"{step.stack}.{step.first_visits[site.depth]}.{site.role}"
+    return site.module
 
 
 def _within(role: str, outer: str) -> bool:

@@ -34,6 +34,8 @@ def build(model: nn.Module, plan: SharePlan, seed: int | None = None) -> nn.Modu
             from the seed and its name, so they do not depend on the order of sites.
     """
     check(model, plan)
+    if plan.form == "source":
+        _arrange.check_cache(model, plan.arranges)
     seed = torch.initial_seed() if seed is None else seed
     for step in plan.steps:
         source = capture(model, step)
@@ -69,16 +71,13 @@ def fit(model: nn.Module, step: Step, source: Source, seed: int = 0) -> None:
 def _fit_arrange(model: nn.Module, step: Arrange, source: Source) -> None:
     if step.merge != "mean":
         return
-    layers = stacks(model)[step.stack].layers
+    stack = stacks(model)[step.stack]
     for parent, members in step.groups().items():
         if len(members) < 2:
             continue
-        for name, value in tensors(layers[step.order.index(parent)]):
-            if (
-                _arrange.is_owned(step, name)
-                and not _arrange.is_private(step, name)
-                and value.is_floating_point()
-            ):
+        for name, value in tensors(stack.layers[step.order.index(parent)]):
+            shared = _arrange.is_owned(step, name) and not _arrange.is_private(step, name)
+            if shared and name not in stack.partial and value.is_floating_point():
                 value.copy_(torch.stack([source[f"{m}.{name}"].float() for m in members]).mean(0))
 
 
@@ -89,17 +88,17 @@ def _fit_generate(model: nn.Module, step: Generate, source: Source, seed: int) -
     values = rule.fit(source, found)
     store = getattr(base, STORES, {})[step.group] if rule.shared(found) else None
     for name, tensor in store.named_parameters() if store is not None else ():
-        if values is None:
-            rule.reset(name, tensor, found, generator(seed, step.group, name))
-        else:
+        if values is not None:
             tensor.copy_(values[""][name])
+        elif not tensor.is_meta:
+            rule.reset(name, tensor, found, generator(seed, step.group, name))
     for site in found:
         share = resolve(base, site.module)._modules["share"]
         assert isinstance(share, Share)
         binding = next(b for b in share.bindings if b.group == step.group and b.site.name == site.name)
         for name, attribute in binding.names.items():
             tensor = getattr(share, attribute)
-            if values is None:
-                rule.reset(name, tensor, [site], generator(seed, step.group, site.name, name))
-            else:
+            if values is not None:
                 tensor.copy_(values[site.name][name])
+            elif not tensor.is_meta:
+                rule.reset(name, tensor, [site], generator(seed, step.group, site.name, name))

@@ -149,6 +149,8 @@ class ZeroSublayer(nn.Module):
     `pair` is True for an attention, which returns its output and its attention weights.
     """
 
+    stands_for = 2  # weights at least, when the layers of a stack are looked for
+
     def __init__(self, pair: bool):
         super().__init__()
         self.pair = pair

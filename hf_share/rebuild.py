@@ -28,6 +28,9 @@ LAYER_LISTS = (
     "attention_layers",
     "layers_block_type",
     "block_types",
+    "num_attention_heads_per_layer",
+    "layer_rope_theta",
+    "intermediate_size",
 )
 
 # Config lists whose length has nothing to do with depth.
@@ -80,7 +83,16 @@ def arranged_config(model: nn.Module, steps: tuple[Arrange, ...]) -> Any:
                 "so its depth cannot be changed; tie layers without removing any"
             )
         _set_depth(config, place, step)
+    _require_readable(config)
     return config
+
+
+def _require_readable(config: Any) -> None:
+    """A config that its own class would not read back must not be written."""
+    try:
+        type(config).from_dict(config.to_dict())
+    except Exception as error:
+        raise Refused(f"{type(config).__name__} cannot be written with the new depth: {error}") from error
 
 
 def _set_depth(config: Any, place: tuple[tuple[str, ...], str], step: Arrange) -> None:
@@ -98,10 +110,12 @@ def _set_depth(config: Any, place: tuple[tuple[str, ...], str], step: Arrange) -
             continue
         if name not in LAYER_LISTS:
             raise Refused(
-                f"stack {step.stack!r}: config list {name!r} has {old} entries, as many as there are layers, and "
-                "hf_share does not know whether it belongs to them"
+                f"stack {step.stack!r}: config list {name!r} has {old} entries, as many as there are layers, "
+                "and hf_share does not know whether it belongs to them"
             )
         setattr(config, name, [value[s] for s in step.order])
+    if "attention_types" in config.__dict__:  # GPT-Neo writes its list as runs, and reads only those back
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
     mirrors = [k for k in ("num_hidden_layers", "num_layers", "n_layer") if config.__dict__.get(k) == old]
     if key in ("decoder_layers", "num_decoder_layers"):
         mirrors = []

@@ -12,9 +12,12 @@ only knowledge of architectures in hf_share.
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -39,8 +42,9 @@ class Site:
     """One weight, or one part of a fused one.
 
     `name` is the path from the backbone with `:part` for a part; `kind` is `linear` (weight `out x in`),
-    `conv1d` (`in x out`) or `expert` (three-dimensional, one matrix an expert); `role` is the path inside the
-    layer with its part.
+    `conv1d` (`in x out`), `read` (a linear whose weight is read without calling the module, so that nothing
+    can be added to its output) or `expert` (three-dimensional, one matrix an expert); `role` is the path
+    inside the layer with its part.
     """
 
     name: str
@@ -82,12 +86,12 @@ class Stack:
 
     @cached_property
     def norms(self) -> tuple[str, ...]:
-        """Roles whose own tensors are all vectors and that are no weights: norms and scales."""
+        """Roles that own vectors only and hold no weight: norms and scales."""
         found: dict[str, None] = {}
         for layer in self.layers:
             for path, module in walk(layer):
                 own = list(module.parameters(recurse=False))
-                if path and own and all(p.dim() <= 1 for p in own) and weight_kind(module) is None:
+                if path and own and all(p.dim() <= 1 for p in own) and not _weights_in(module):
                     found.setdefault(path)
         return tuple(found)
 
@@ -205,7 +209,8 @@ def _stacks(module: nn.Module, path: str) -> Iterator[tuple[str, Stack]]:
 
 
 def _weights_in(layer: nn.Module) -> int:
-    return sum(weight_kind(module) is not None for _, module in walk(layer))
+    # a sub-layer that a plan removed still counts, or its layers would be no stack any more
+    return sum(getattr(module, "stands_for", weight_kind(module) is not None) for _, module in walk(layer))
 
 
 def sites(model: nn.Module, parts: bool = False) -> list[Site]:
@@ -219,23 +224,14 @@ def sites(model: nn.Module, parts: bool = False) -> list[Site]:
     config = getattr(base, "config", None)
     for path, module in walk(base):
         kind = weight_kind(module)
-        if kind is None or _inside_attention_module(base, path):
-            continue
         stack, depth, role = _home(path, homes)
+        if kind is None or (kind == "expert" and depth is None):
+            continue  # three-dimensional parameters outside the layers are embeddings (ViT's positions)
+        if kind == "linear" and _is_read(base, path):
+            kind = "read"
         where: dict[str, Any] = {"module": path, "kind": kind, "stack": stack, "depth": depth}
         if kind == "expert":
-            for name, p in module.named_parameters(recurse=False):
-                if p.dim() == 3:
-                    found.append(
-                        Site(
-                            name=f"{path}.{name}",
-                            part=None,
-                            in_features=p.shape[2],
-                            out_features=p.shape[1],
-                            role=f"{role}.{name}",
-                            **where,
-                        )
-                    )
+            found += _expert_sites(path, role, module, where)
             continue
         n_in, n_out = features(module)
         found.append(Site(name=path, part=None, in_features=n_in, out_features=n_out, role=role, **where))
@@ -253,6 +249,16 @@ def sites(model: nn.Module, parts: bool = False) -> list[Site]:
     return found
 
 
+def _expert_sites(path: str, role: str, module: nn.Module, where: dict[str, Any]) -> Iterator[Site]:
+    for name, p in module.named_parameters(recurse=False):
+        if p.dim() != 3:
+            continue
+        # transformers marks experts whose matrices are (in, out)
+        n_out, n_in = reversed(p.shape[1:]) if getattr(module, "is_transposed", False) else p.shape[1:]
+        sizes = {"in_features": n_in, "out_features": n_out}
+        yield Site(name=f"{path}.{name}", part=None, role=f"{role}.{name}", **sizes, **where)
+
+
 def features(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear or Conv1D module."""
     if type(module).__name__ == "Conv1D":
@@ -260,11 +266,30 @@ def features(module: nn.Module) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
-def _inside_attention_module(base: nn.Module, path: str) -> bool:
-    # torch's MultiheadAttention reads its output projection's weight without calling it, so nothing can hook
-    # it
-    parent = path.rpartition(".")[0]
-    return bool(path) and isinstance(resolve(base, parent), nn.MultiheadAttention)
+def _is_read(base: nn.Module, path: str) -> bool:
+    """Whether the module above reads this one's weight instead of calling it (Mamba's `dt_proj`, the output
+    projection of torch's `MultiheadAttention`).
+    """
+    parent, _, leaf = path.rpartition(".")
+    return bool(path) and leaf in _names_read(type(resolve(base, parent)))
+
+
+@cache
+def _names_read(cls: type) -> frozenset[str]:
+    """Children whose weight the code of `cls` uses itself. Asking for its type, dtype or shape is no use."""
+    text = "".join(_source(c) for c in cls.__mro__ if c is not nn.Module)
+    asked = r"\.(?:dtype|device|shape|ndim|size|numel|data)\b"
+    return frozenset(re.findall(rf"(?<!isinstance\()(?<!_\()\bself\.(\w+)\.weight\b(?!{asked})", text))
+
+
+def _source(cls: type) -> str:
+    try:
+        text = inspect.getsource(sys.modules[cls.__module__])
+    except (OSError, TypeError, KeyError):
+        return ""
+    # inspect.getsource(cls) would parse the whole file for each class
+    found = re.search(rf"^class {cls.__name__}\b.*?(?=^(?:class|def|@)|\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[0] if found else ""
 
 
 def _home(path: str, homes: Iterable[tuple[str, Stack]]) -> tuple[str | None, int | None, str]:
@@ -291,8 +316,7 @@ def depth_key(model: nn.Module, stack: Stack) -> tuple[tuple[str, ...], str] | N
     config = getattr(model, "config", None)
     if config is None:
         return None
-    several = len(stacks(model)) > 1
-    sides = [keys for side, keys in SIDE_KEYS.items() if several and side in stack.path.split(".")]
+    sides = [keys for side, keys in SIDE_KEYS.items() if side in stack.path.split(".")]
     names = (*(key for keys in sides for key in keys), *DEPTH_KEYS)
     for where, part in _configs(config, stack.path):
         for key in names:

@@ -22,6 +22,7 @@ from .sites import Site, backbone, prefix, sites, unwrap
 
 
 ALL_LINEAR = "all-linear"
+ADDABLE = ("linear", "conv1d")  # kinds of sites that a rule can add to
 
 
 def default_targets(model: nn.Module) -> list[str] | str:
@@ -39,18 +40,19 @@ def select(model: nn.Module, config: Any) -> list[Site]:
         SiteError: if a pattern hits no site (the nearest name is given), or hits a weight no rule can make.
     """
     targets = config.target_modules if config.target_modules is not None else default_targets(model)
-    every = [s for s in sites(model, parts=True) if s.name not in _saved_modules(model)]
+    saved = _saved_modules(model)
+    every = [s for s in sites(model, parts=True) if s.name not in saved]
     if targets == ALL_LINEAR:
         head = _head(model)
-        wanted = [s for s in every if s.part is None and s.kind != "expert" and s.module != head]
+        wanted = [s for s in every if s.part is None and s.kind in ADDABLE and s.module != head]
         found = [s for s in wanted if _passes(config, prefix(model) + s.module, None)]
     else:
         found = [s for s in every if _hit(model, config, s, targets)]
         _require_hits(model, targets, every, found)
     if not found:
         raise SiteError(
-            f"Target modules {targets!r} not found in the base model: no site is left after "
-            f"exclude_modules={config.exclude_modules!r} and layers_to_transform={config.layers_to_transform!r}"
+            f"Target modules {targets!r} not found in the base model: no site is left after exclude_modules="
+            f"{config.exclude_modules!r} and layers_to_transform={config.layers_to_transform!r}"
         )
     return found
 
@@ -111,8 +113,13 @@ def _require_hits(model: nn.Module, targets: Any, every: list[Site], found: list
             )
         if all(s.kind == "expert" for s in hits):
             raise SiteError(
-                f"target {target!r} holds expert tensors (three-dimensional), which adapters cannot make yet; "
-                "leave it out"
+                f"target {target!r} holds expert tensors (three-dimensional), which adapters cannot make "
+                "yet; leave it out"
+            )
+        if all(s.kind == "read" for s in hits):
+            raise SiteError(
+                f"target {target!r}: {hits[0].name!r} is read by its layer without being called, so an "
+                "adapter would have no effect; leave it out"
             )
 
 
