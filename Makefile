@@ -1,5 +1,6 @@
 # make demo    the main job end to end, on an embedded model and text     (MODEL=... TEXT=... for your own)
 # make test    the tests                                                  (PYTEST="-k name" to choose)
+# make conformance   peft's own tests on our configs (fetches peft's source distribution)
 # make check   style, types, and the direction of imports
 
 PYTHON ?= python3
@@ -11,23 +12,27 @@ PYTEST ?=
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check style bench clean
+.PHONY: demo test conformance check style bench clean
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@# torch first and by version, so that no other package's range pulls in a build for another machine
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(TEXT),--text "$(TEXT)")
 
 test: $(VENV)/.ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not conformance" $(PYTEST)
+
+conformance: $(VENV)/.ready
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m conformance -rP
 
 check: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_imports.py

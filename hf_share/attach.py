@@ -21,7 +21,7 @@ from .modules import Share, SharedLinear, Store, add_share
 from .plan import Generate, SharePlan
 from .rules import Rule, make_rule
 from .sites import STORES, Site, backbone, find_site, prefix, resolve, sites, store_groups
-from .ties import GUARD, Attached, attached, declare, get_tensor, guard_places, rebind
+from .ties import GUARD, Attached, attached, declare, guards, rebind
 
 
 ALLOWED_GROWTH = (
@@ -70,29 +70,14 @@ def bind(model: nn.Module, plan: SharePlan) -> nn.Module:
         ties.update({dot + t: dot + s for t, s in _arrange.ties(model, step).items()})
     for step in plan.generates:
         _bind_generate(model, step)
+        if make_rule(step.rule, step.args).kind == "replace":
+            gone = {f"{dot}{name}.weight" for name in step.sites}
+            ties = {target: source for target, source in ties.items() if target not in gone}
     whole = before.plan + plan if before else plan
-    record = Attached(whole, ties)
-    if not whole.is_plain:
-        _add_guards(model, record)
+    record = Attached(whole, ties, guards(model, whole))
     rebind(model, record.ties)
     declare(model, record)
     return model
-
-
-def _add_guards(model: nn.Module, record: Attached) -> None:
-    before = attached(model)
-    record.guards = before.guards if before else ()
-    if not hasattr(model, "config"):
-        return
-    for name in guard_places(model, record.plan):
-        if name in record.guards:
-            continue
-        if GUARD not in _stores(model):
-            _stores(model)[GUARD] = Store({})
-        leaf = f"weight_{len(record.guards)}" if record.guards else "weight"
-        _stores(model)[GUARD].register_parameter(leaf, get_tensor(model, name))
-        record.ties[name] = f"{prefix(model)}{STORES}.{GUARD}.{leaf}"
-        record.guards = (*record.guards, name)
 
 
 def _stores(model: nn.Module) -> nn.ModuleDict:
@@ -112,7 +97,7 @@ def _check_generates(model: nn.Module, plan: SharePlan) -> None:
         return
     index = _visited_sites(model, plan)
     taken = store_groups(model)
-    owned: dict[str, str] = {}
+    made = _made(model)
     added = 0
     for step in plan.generates:
         rule = make_rule(step.rule, step.args)
@@ -120,36 +105,65 @@ def _check_generates(model: nn.Module, plan: SharePlan) -> None:
         if step.group in taken or step.group == GUARD:
             raise PlanError(f"the model already has a group {step.group!r}; choose another name")
         for site in found:
-            _check_site(rule, step, site, owned)
+            _check_site(rule, step, site, made)
+        if rule.kind == "replace":
+            _check_visits(model, plan, step, found, index)
         rule.check(found)
         added += _size(rule.shared(found).values()) + sum(_size(rule.private(s).values()) for s in found)
     own = sum(p.numel() for p in model.parameters())
     if added > ALLOWED_GROWTH * max(own, 1_000_000):
         raise PlanError(
-            f"the plan adds {added:,} parameters to a model of {own:,}; that is refused before anything is allocated"
+            f"the plan adds {added:,} parameters to a model of {own:,}; that is refused before anything is "
+            "allocated"
         )
 
 
-def _check_site(rule: Rule, step: Generate, site: Site, owned: dict[str, str]) -> None:
+def _made(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Module -> (kind of rule, group) of the rules `model` has already."""
+    record = attached(model)
+    steps = record.plan.generates if record else ()
+    kinds = [(make_rule(step.rule, step.args).kind, step) for step in steps]
+    return {name.partition(":")[0]: (kind, step.group) for kind, step in kinds for name in step.sites}
+
+
+def _check_visits(
+    model: nn.Module, plan: SharePlan, step: Generate, found: list[Site], index: dict[str, Site]
+) -> None:
+    """A tied weight is replaced at all its visits, or the others would keep the old one."""
+    record = attached(model)
+    arranges = (*(record.plan.arranges if record else ()), *plan.arranges)
+    replaced = {_arrange.first_visit(site, arranges): site for site in found}
+    for site in index.values():
+        first = _arrange.first_visit(site, arranges)
+        if site.part is None and first in replaced and site.name not in step.sites:
+            raise PlanError(
+                f"site {site.name!r} has the same weight as {replaced[first].name!r}, which group {step.group!r} "
+                "replaces; a rule replaces a weight at all visits or none"
+            )
+
+
+def _check_site(rule: Rule, step: Generate, site: Site, made: dict[str, tuple[str, str]]) -> None:
     if site.kind == "expert":
         raise Refused(
-            f"site {site.name!r} holds expert tensors (three-dimensional); rule {rule.name!r} cannot make them yet. "
-            "Leave experts out of the sites; an Arrange step may tie them"
+            f"site {site.name!r} holds expert tensors (three-dimensional); rule {rule.name!r} cannot make them "
+            "yet. Leave experts out of the sites; an Arrange step may tie them"
         )
     if site.kind == "read" and rule.kind == "add":
         raise Refused(
             f"site {site.name!r}: the layer reads this weight without calling its module, so rule {rule.name!r} "
             "could add nothing to it. Leave it out of the sites"
         )
-    if rule.kind != "replace":
-        return
-    if site.part is not None:
+    kind, group = made.get(site.module, ("", ""))
+    if rule.kind == "replace" and site.part is not None:
         raise Refused(f"rule {rule.name!r} replaces a whole weight; {site.name!r} is a part of one")
-    if site.module in owned:
+    if rule.kind == "replace" and kind == "replace":
+        raise PlanError(f"site {site.name!r} is replaced by two groups, {group!r} and {step.group!r}")
+    if rule.kind == "replace" and kind:
         raise PlanError(
-            f"site {site.name!r} is replaced by two groups, {owned[site.module]!r} and {step.group!r}"
+            f"site {site.name!r}: group {step.group!r} would replace the weight that group {group!r} adds to; "
+            "replace it first"
         )
-    owned[site.module] = step.group
+    made[site.module] = (kind or rule.kind, group if kind else step.group)
 
 
 def _size(shapes: Iterable[Sequence[int]]) -> int:

@@ -19,6 +19,7 @@ from .errors import ConfigError, unknown
 from .peft_type import PEFT_TYPE
 from .plan import SharePlan
 from .rebuild import rebuild
+from .rules import at_full_size
 
 
 METHODS: dict[str, type[ShareConfig]] = {}
@@ -129,7 +130,7 @@ class ShareConfig(PeftConfig):
             return self.steps(model, calibration)
         if not self.needs_calibration and (type(self) is not ShareConfig or self.methods is not None):
             said = self.steps(model, calibration)
-            if said != self._plan:
+            if said != at_full_size(self._plan):
                 raise ConfigError(
                     f"the config and its plan disagree; the config says\n{said}\n"
                     f"the plan says\n{self._plan}\n"

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Back to a plain model of the stock architecture: every weight its own, no trace of hf_share.
 
-The plain model computes the same function and loads without hf_share (vLLM, GGUF converters, plain transformers). It is
+The plain model computes the same function and loads without hf_share (vLLM, GGUF converters, plain
+transformers). It is
 larger: each visit of a shared weight becomes a weight.
 """
 
@@ -27,28 +28,34 @@ def materialize(model: nn.Module, dequantize: bool = False) -> nn.Module:
     Args:
         model: a shared model; a plain model is returned as a copy. A peft model is refused: use its
             `merge_and_unload()`, which gives a plain model too.
-        dequantize: also turn quantised weights into plain ones; without it a quantised model is refused, since
-            its dense form is several times larger.
+        dequantize: also turn quantised weights into plain ones; without it a quantised model is refused,
+            since its dense form is several times larger.
 
     Raises:
         Refused: for a peft model, or for a quantised one without `dequantize`.
     """
     if hasattr(model, "peft_config"):
-        raise Refused("this model carries adapters; merge_and_unload() gives the plain model with them merged in")
+        raise Refused(
+            "this model carries adapters; merge_and_unload() gives the plain model with them merged in"
+        )
     if getattr(model, "hf_quantizer", None) is not None:
         if not dequantize:
-            raise Refused("this model is quantised; its dense form is several times larger: materialize(model, dequantize=True)")
+            raise Refused(
+                "this model is quantised; its dense form is several times larger: materialize(model, dequantize=True)"
+            )
         model = copy.deepcopy(model)
         return make_plain(model.dequantize())
     return make_plain(copy.deepcopy(model))
 
 
 def make_plain(model: Any) -> nn.Module:
-    """Make a shared model plain in place: form dense weights, untie, and remove stores, hooks and declarations."""
+    """Make a shared model plain in place: form dense weights, untie, and remove stores, hooks and
+    declarations.
+    """
     record = attached(model)
     if record is None:
         return model
-    ties = record.written_once
+    ties = record.ties
     undeclare(model)
     _fill_zero_sublayers(model)
     for module in list(backbone(model).modules()):
@@ -86,7 +93,9 @@ def _merge_share(module: nn.Module) -> None:
         return
     delta, weight = share.weight(), module.weight
     if not weight.dtype.is_floating_point:
-        raise Refused("a quantised weight carries an additive rule; materialize(model, dequantize=True) first")
+        raise Refused(
+            "a quantised weight carries an additive rule; materialize(model, dequantize=True) first"
+        )
     delta = delta.mT if weight_kind(module) == "conv1d" else delta
     merged = (weight.float() + delta.float()).to(weight.dtype)
     module.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
@@ -111,7 +120,9 @@ def _replace_shared_linears(base: nn.Module) -> None:
 
 
 def _fill_zero_sublayers(model: nn.Module) -> None:
-    """A stock layer has its sub-layer: put a fresh one in with all weights zero, which adds exactly nothing."""
+    """A stock layer has its sub-layer: put a fresh one in with all weights zero, which adds exactly
+    nothing.
+    """
     zeros = [path for path, module in model.named_modules() if isinstance(module, ZeroSublayer)]
     if not zeros:
         return

@@ -19,7 +19,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import PlanError, unknown
+from .plan import Generate, SharePlan
 from .sites import Site
 
 
@@ -114,6 +115,19 @@ def make_rule(name: str, args: Mapping[str, Any]) -> Rule:
     if missing:
         raise PlanError(f"rule {name!r} needs {', '.join(missing)}")
     return cls(**args)
+
+
+def at_full_size(plan: SharePlan) -> SharePlan:
+    """The plan without its active choices: two plans that differ in a choice only describe the same
+    tensors.
+    """
+    steps = tuple(_at_full_size(s) if isinstance(s, Generate) else s for s in plan.steps)
+    return SharePlan(steps, plan.form)
+
+
+def _at_full_size(step: Generate) -> Generate:
+    offered = make_rule(step.rule, step.args).choices()
+    return replace(step, args={k: v for k, v in step.args.items() if k not in offered})
 
 
 def generator(seed: int, *names: str) -> torch.Generator:

@@ -8,9 +8,11 @@ visit.
 
 **The guard.** Stock transformers would load such a checkpoint without hf_share, log a line, and leave the
 tied layers random. So the file itself makes that an error: for each stack that a plan touches, one small
-stock tensor beside it (a final norm) is stored as `shared_stores.guard.weight`, and its stock name holds a
+stock tensor beside it (a final norm) is written as `shared_stores.guard.weight`, and its stock name holds a
 placeholder of one element, on which stock loading fails with a shape mismatch. One for each stack, since a
-class may load one stack of two (T5EncoderModel).
+class may load one stack of two (T5EncoderModel). The guard exists in files only, put there by
+`save_pretrained`: the model and its `state_dict` know nothing of it, so offload, gathers and resuming see
+true tensors.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import nn
 
 from .errors import CheckpointError
@@ -34,18 +37,21 @@ GUARD = "guard"
 
 @dataclass
 class Attached:
-    """What `attach` did to a model: its plan in checkpoint form, and aliases `{target: source}` by name
-    from the root. `guards` are the targets among them whose name holds a placeholder in a file.
+    """What `attach` did to a model: its plan in checkpoint form, and by name from the root its aliases
+    `{target: source}` and the guards of its files `{stock name: name it is written under}`.
     """
 
     plan: SharePlan
     ties: dict[str, str] = field(default_factory=dict)
-    guards: tuple[str, ...] = ()
+    guards: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def written_once(self) -> dict[str, str]:
-        """The ties that a file leaves out."""
-        return {t: s for t, s in self.ties.items() if t not in self.guards}
+    def below(self, path: str) -> Attached:
+        """The same, by names from the module at `path`."""
+        inner = [
+            {k.removeprefix(path): v.removeprefix(path) for k, v in names.items() if k.startswith(path)}
+            for names in (self.ties, self.guards)
+        ]
+        return Attached(self.plan, *inner)
 
 
 def attached(model: nn.Module) -> Attached | None:
@@ -85,13 +91,16 @@ def rebind(model: nn.Module, ties: Mapping[str, str]) -> None:
 
 
 def declare(model: nn.Module, record: Attached) -> None:
-    """Record the ties on the instance: for loading, for saving, for `tie_weights`, and for `state_dict`."""
+    """Record the ties on the instance: for loading and saving, for `tie_weights` and `load_state_dict`."""
     model._hf_share = record  # type: ignore[assignment]
     if hasattr(model, "all_tied_weights_keys"):
         _declare_to_transformers(model, record)
-    if not any(hook is _write_guard for hook in model._state_dict_hooks.values()):
-        model.register_state_dict_post_hook(_write_guard)
-        model.register_load_state_dict_pre_hook(_read_guard)
+    base = backbone(model)
+    if base is not model and hasattr(base, "save_pretrained"):  # users also save the backbone by itself
+        base._hf_share = record.below(prefix(model))  # type: ignore[assignment]
+        base.save_pretrained = functools.partial(_save_pretrained, base)  # type: ignore[assignment]
+    if not any(hook is _rebind_after_load for hook in model._load_state_dict_post_hooks.values()):
+        model.register_load_state_dict_pre_hook(_read_guards)
         model.register_load_state_dict_post_hook(_rebind_after_load)
 
 
@@ -101,22 +110,22 @@ def _declare_to_transformers(model: Any, record: Attached) -> None:
     # stock code reads these keys as regexes without an end anchor: layers.1 would also grab layers.10
     exact = {f"^{re.escape(t)}$": f"^{re.escape(s)}$" for t, s in record.ties.items()}
     model._tied_weights_keys = {**(type(model)._tied_weights_keys or {}), **exact}
-    # by name, since a gathered (FSDP) state dict has no aliases; a guard's name stays, for its placeholder
-    model._keys_to_ignore_on_save = set(type(model)._keys_to_ignore_on_save or ()) | set(record.written_once)
+    # by name, since a gathered (FSDP) state dict has no aliases
+    model._keys_to_ignore_on_save = set(type(model)._keys_to_ignore_on_save or ()) | set(record.ties)
     model.tie_weights = functools.partial(_tie_weights, model)
+    model.save_pretrained = functools.partial(_save_pretrained, model)
 
 
 def undeclare(model: Any) -> None:
     """Take back everything `declare` did."""
     record = model.__dict__.pop("_hf_share", None)
-    for hooks, ours in (
-        (model._state_dict_hooks, {_write_guard}),
-        (model._load_state_dict_post_hooks, {_rebind_after_load}),
-    ):
-        for key in [k for k, hook in hooks.items() if hook in ours]:
-            del hooks[key]
-    pre = model._load_state_dict_pre_hooks
-    for key in [k for k, hook in pre.items() if getattr(hook, "hook", hook) is _read_guard]:
+    for name in ("_hf_share", "save_pretrained"):
+        model.__dict__.pop(name, None)
+        backbone(model).__dict__.pop(name, None)
+    post, pre = model._load_state_dict_post_hooks, model._load_state_dict_pre_hooks
+    for key in [k for k, hook in post.items() if hook is _rebind_after_load]:
+        del post[key]
+    for key in [k for k, hook in pre.items() if getattr(hook, "hook", hook) is _read_guards]:
         del pre[key]
     if record is not None and hasattr(model, "all_tied_weights_keys"):
         model.all_tied_weights_keys = {
@@ -125,6 +134,36 @@ def undeclare(model: Any) -> None:
         for name in ("_tied_weights_keys", "tie_weights"):
             model.__dict__.pop(name, None)
         model._keys_to_ignore_on_save = set(type(model)._keys_to_ignore_on_save or ())
+
+
+def _save_pretrained(
+    model: Any, save_directory: Any, is_main_process: bool = True, state_dict: Any = None,
+    *args: Any, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """`PreTrainedModel.save_pretrained`, each tensor once and the guards in place, whoever made the dict."""
+    adapters_only = getattr(model, "_hf_peft_config_loaded", False)
+    if getattr(model, "hf_quantizer", None) is None and not adapters_only:  # our quantizer does it by itself
+        state_dict = to_file(model, model.state_dict() if state_dict is None else state_dict)
+    return type(model).save_pretrained(model, save_directory, is_main_process, state_dict, *args, **kwargs)
+
+
+def to_file(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of `model` holds: no alias, and each guard under its own name with a placeholder for it."""
+    record = attached(model)
+    if record is None:
+        return dict(state_dict)
+    out = {name: value for name, value in state_dict.items() if name not in record.ties}
+    for stock, written in record.guards.items():
+        if stock in out and written not in out:
+            value = out[stock]
+            out[written] = _offloaded(model, stock) if value.device.type == "meta" else value
+            out[stock] = torch.zeros(1, dtype=value.dtype)
+    return out
+
+
+def _offloaded(model: nn.Module, name: str) -> torch.Tensor:
+    with align_module_device(owner(model, name)[0]):
+        return get_tensor(model, name).detach().clone()
 
 
 def _tie_weights(model: Any, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
@@ -156,7 +195,7 @@ def _require_loaded(model: nn.Module, record: Attached, missing: set[str]) -> No
     dot = prefix(model)
     ours = (f"{dot}{STORES}.", *(f"{dot}{path}." for path in stacks(model)))
     aliases = set(record.ties) - set(record.ties.values())
-    needed = set(record.ties.values()) | {name for name in missing if name.startswith(ours)}
+    needed = {*record.ties.values(), *record.guards} | {name for name in missing if name.startswith(ours)}
     lost = sorted(needed & missing - aliases)
     if lost:
         more = f" and {len(lost) - 1} more tensors" if lost[1:] else ""
@@ -166,18 +205,23 @@ def _require_loaded(model: nn.Module, record: Attached, missing: set[str]) -> No
         )
 
 
-def guard_places(model: nn.Module, plan: SharePlan) -> tuple[str, ...]:
-    """The stock tensor that guards each stack of `plan`: the smallest one beside it, a norm's if there is any.
+def guards(model: nn.Module, plan: SharePlan) -> dict[str, str]:
+    """For each stack of `plan` the stock tensor that guards it, the smallest one beside it (a norm's if any),
+    and the name it is written under.
 
     Names follow from the plan and the stock modules alone, so saving and loading agree, headless or not.
     """
+    if plan.is_plain or not hasattr(model, "config"):
+        return {}
     base, dot, found = backbone(model), prefix(model), stacks(model)
     paths = [s.stack for s in plan.arranges]
     for step in plan.generates:
         paths += [next((p for p in found if site.startswith(f"{p}.")), "") for site in step.sites]
     scopes = dict.fromkeys(f"{path.rpartition('.')[0]}." if "." in path else "" for path in paths)
     places = dict.fromkeys(_guard_place(base, scope, found) for scope in scopes)
-    return tuple(dot + name for name in places if name is not None)
+    written = f"{dot}{STORES}.{GUARD}.weight"
+    named = [dot + place for place in places if place is not None]
+    return {place: f"{written}_{i}" if i else written for i, place in enumerate(named)}
 
 
 def _guard_place(base: nn.Module, scope: str, found: Iterable[str]) -> str | None:
@@ -193,25 +237,12 @@ def _guard_place(base: nn.Module, scope: str, found: Iterable[str]) -> str | Non
     return min(beside or outside)[2] if outside else None
 
 
-def _write_guard(model: nn.Module, state_dict: dict[str, Any], at: str, metadata: Any) -> None:
+def _read_guards(model: nn.Module, state_dict: dict[str, Any], at: str, *args: Any) -> None:
+    """`load_state_dict` of what a file holds."""
     record = attached(model)
-    for guard in record.guards if record else ():
-        value = state_dict.get(at + guard)
-        if value is not None:
-            device = "cpu" if value.device.type == "meta" else value.device
-            state_dict[at + guard] = torch.zeros(1, dtype=value.dtype, device=device)
-
-
-def _read_guard(model: nn.Module, state_dict: dict[str, Any], at: str, *args: Any) -> None:
-    """Give every alias its source's tensor, so that a file with each tensor once, or with a placeholder,
-    loads strictly.
-    """
-    record = attached(model)
-    for target, source in record.ties.items() if record else ():
-        if at + source in state_dict:
-            state_dict[at + target] = state_dict[at + source]
-        elif target in record.guards and at + target in state_dict and state_dict[at + target].numel() > 1:
-            state_dict[at + source] = state_dict[at + target]  # a plain state dict of the same shape
+    for stock, written in record.guards.items() if record else ():
+        if at + written in state_dict:
+            state_dict[at + stock] = state_dict.pop(at + written)
 
 
 def _rebind_after_load(model: nn.Module, incompatible: Any) -> None:

@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of all tests: offline, few threads, no progress bars, and the optional folder of real models and text."""
+"""Settings of all tests: offline, few threads, no progress bars, and the optional folder of real models
+and text.
+"""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import CheckpointError
-from ..sites import STORES, backbone
-from ..ties import attached
+from ..sites import STORES, backbone, prefix
+from ..ties import attached, get_tensor
 
 
 Shape = tuple[int, ...]
@@ -33,7 +33,9 @@ def check_files(model: Any, files: Sequence[str] | None) -> None:
     expected = _added(model)
     for name, shape in expected.items():
         if name not in found:
-            raise CheckpointError(f"{where} lacks {name!r}, which its plan says is stored; it was cut or changed")
+            raise CheckpointError(
+                f"{where} lacks {name!r}, which its plan says is stored; the file was cut or changed"
+            )
         if found[name] != shape:
             is_shape, said = list(found[name]), list(shape)
             raise CheckpointError(f"{where}: {name!r} has shape {is_shape}, its plan says {said}")
@@ -67,7 +69,10 @@ def _headers(files: Sequence[str], prefix: str) -> dict[str, Shape]:
 
 
 def _added(model: nn.Module) -> dict[str, Shape]:
-    if attached(model) is None:
+    record, dot = attached(model), prefix(model)
+    if record is None:
         return {}
     named = backbone(model).named_parameters(remove_duplicate=False)
-    return {name: tuple(value.shape) for name, value in named if is_added(name)}
+    added = {name: tuple(value.shape) for name, value in named if is_added(name)}
+    guards = {w.removeprefix(dot): tuple(get_tensor(model, s).shape) for s, w in record.guards.items()}
+    return added | guards

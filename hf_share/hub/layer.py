@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peft shell of a rule: one layer class and one store class serve every rule of kind `add`.
 
-Private tensors are `<site>.hf_share_<tensor>.<adapter>`, shared ones `shared_stores.<group>.hf_share_<tensor>.<adapter>`.
-The store is a tuner layer itself, so peft finds it, moves it, casts it and saves it once; layers keep an
-unregistered handle and call it. Rules know nothing of adapters; this file knows nothing of methods.
+Private tensors are `<site>.hf_share_<tensor>.<adapter>`, shared ones
+`shared_stores.<group>.hf_share_<tensor>.<adapter>`. The store is a tuner layer itself, so peft finds it,
+moves it, casts it and saves it once; layers keep an unregistered handle and call it. Rules know nothing of
+adapters; this file knows nothing of methods.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from ..sites import Site
 
 
 class ShareTunerLayer(BaseTunerLayer):
-    """What both classes have in common: tensors in ParameterDicts by adapter, named after the rule's tensors."""
+    """What both classes have in common: tensors in ParameterDicts by adapter, named after the rule's
+    tensors.
+    """
 
     adapter_layer_names: tuple[str, ...] = ()
     other_param_names: tuple[str, ...] = ()
@@ -152,7 +155,9 @@ class ShareLayer(nn.Module, ShareTunerLayer):
     def _mixed(self, x: Tensor, result: Tensor, adapter_names: list[str]) -> Tensor:
         """A batch in which each row names its adapter, `"__base__"` for none."""
         if self.merged:
-            raise ValueError("Cannot pass `adapter_names` when there are merged adapters, call unmerge_adapter first.")
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, call unmerge_adapter first."
+            )
         if len(x) != len(adapter_names):
             raise ValueError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
@@ -174,7 +179,9 @@ class ShareLayer(nn.Module, ShareTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put the merged weight in place of the base's, as a new tensor: other visits of a tied weight keep theirs."""
+        """Put the merged weight in place of the base's, as a new tensor: other visits of a tied weight
+        keep theirs.
+        """
         names = [n for n in check_adapters_to_merge(self, adapter_names) or () if n in self.bindings]
         if not names:
             return
@@ -186,7 +193,9 @@ class ShareLayer(nn.Module, ShareTunerLayer):
             weight = weight + self.get_delta_weight(name).to(weight.device, weight.dtype)
         weight = weight.to(base.dtype if base.dtype.is_floating_point else torch.float32)
         if safe_merge and not torch.isfinite(weight).all():
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[-1]} seems to be broken")
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {names[-1]} seems to be broken"
+            )
         self._original = _snapshot(self.get_base_layer())
         if self.quantization_backend is not None:
             self.set_base_weight(weight.contiguous())
@@ -221,7 +230,9 @@ class ShareLayer(nn.Module, ShareTunerLayer):
 
 
 def _snapshot(module: nn.Module) -> dict[str, Any]:
-    """References to everything a merge may replace in `module`; quantisers also change attributes of the old weight."""
+    """References to everything a merge may replace in `module`; quantisers also change attributes of the
+    old weight.
+    """
     state = dict(module.__dict__)
     state["_parameters"] = dict(module._parameters)
     if "state" in state:

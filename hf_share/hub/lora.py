@@ -42,13 +42,15 @@ def to_lora(
     base = model.get_base_model()
     state: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
+    transposed = []
     for name, layer in base.named_modules():
         if isinstance(layer, ShareLayer) and adapter_name in layer.bindings:
             A, B = _factors(layer, adapter_name, name)
             ranks[name] = A.shape[0]
+            transposed.append(type(layer.get_base_layer()).__name__ == "Conv1D")
             state[f"base_model.model.{name}.lora_A.weight"] = A.detach().cpu().contiguous()
             state[f"base_model.model.{name}.lora_B.weight"] = B.detach().cpu().contiguous()
-    config = _config(model, adapter_name, ranks)
+    config = _config(model, adapter_name, ranks, all(transposed))
     if path is not None:
         _save(config, state, os.fspath(path))
     return config, state
@@ -65,7 +67,7 @@ def _factors(layer: ShareLayer, adapter: str, name: str) -> tuple[Tensor, Tensor
     return torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs], dim=1)
 
 
-def _config(model: nn.Module, adapter: str, ranks: dict[str, int]) -> LoraConfig:
+def _config(model: nn.Module, adapter: str, ranks: dict[str, int], transposed: bool) -> LoraConfig:
     own = model.peft_config[adapter]
     if not ranks:
         raise ConfigError(f"adapter {adapter!r} adds no weights, so there is nothing to make a LoRA of")
@@ -77,6 +79,7 @@ def _config(model: nn.Module, adapter: str, ranks: dict[str, int]) -> LoraConfig
         target_modules=sorted(ranks),
         rank_pattern=pattern,
         alpha_pattern=dict(pattern),
+        fan_in_fan_out=transposed,
         task_type=own.task_type,
         base_model_name_or_path=own.base_model_name_or_path,
         inference_mode=True,

@@ -14,18 +14,21 @@ weights, which is from the first load with it on.
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..attach import arrange, attach, bind, check
-from ..errors import ConfigError, PlanError, unknown
+from ..errors import ConfigError, PlanError, Refused, unknown
 from ..plan import SharePlan
-from ..ties import attached, get_tensor, set_tensor
+from ..sites import prefix
+from ..ties import Attached, attached, to_file
 from .checkpoint import check_files
 
 
@@ -91,6 +94,7 @@ class SharedQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         inner = quantization_config.inner
         self.inner: HfQuantizer | None = None
+        self.converters: list[WeightConverter] = []
         if inner is not None:
             self.inner = _make_inner(copy.deepcopy(inner), kwargs)
         self.pre_quantized = self.inner.pre_quantized if self.inner else True
@@ -106,11 +110,16 @@ class SharedQuantizer(HfQuantizer):
             arrange(model, plan)
             self.inner.preprocess_model(model, checkpoint_files=checkpoint_files, **kwargs)
             bind(model, plan)
+        record = attached(model)
+        _check_places(record, kwargs.get("device_map"))
         check_files(model, checkpoint_files)
-        _open_guards(model)
+        self.converters = _guard_converters(model, record)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        ours = {id(converter) for converter in self.converters}  # saving writes guards in its own way
+        self.converters = []
+        model._weight_conversions = [c for c in model._weight_conversions or () if id(c) not in ours]
         if self.inner is not None:
             model.config.quantization_config = self.quantization_config.written()
             return self.inner._process_model_after_weight_loading(model, **kwargs)
@@ -160,17 +169,15 @@ class SharedQuantizer(HfQuantizer):
         return self.inner.get_weight_conversions() if self.inner else []
 
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
-        return (
-            self.inner.update_weight_conversions(weight_conversions, model)
-            if self.inner
-            else weight_conversions
-        )
+        inner = self.inner
+        found = inner.update_weight_conversions(weight_conversions, model) if inner else weight_conversions
+        return [*self.converters, *found]
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[Any, dict]:
         if self.inner is None:
             return None, {}
         state, metadata = self.inner.get_state_dict_and_metadata(model)
-        return drop_tied(model, model.state_dict() if state is None else state), metadata
+        return to_file(model, drop_tied(model, model.state_dict() if state is None else state)), metadata
 
     def is_serializable(self) -> bool:
         return bool(self.inner.is_serializable()) if self.inner else True
@@ -197,23 +204,62 @@ def _make_inner(values: dict[str, Any], kwargs: dict[str, Any]) -> HfQuantizer:
     return AutoHfQuantizer.from_config(config, **{**kwargs, "pre_quantized": written})
 
 
-def _open_guards(model: nn.Module) -> None:
-    """Let the placeholders load: for now a guard's stock name is a tensor of one element, tied again once
-    loading is done.
-    """
-    record = attached(model)
-    for guard in record.guards if record else ():
-        value = get_tensor(model, guard)
-        set_tensor(model, guard, nn.Parameter(torch.empty(1, device=value.device, dtype=value.dtype)))
+class _TakeGuard(ConversionOps):
+    """Of a guard and its placeholder in a file, the guard."""
+
+    def convert(self, input_dict: dict, *args: Any, full_layer_name: str = "", **kwargs: Any) -> dict:
+        lists = (value if isinstance(value, list) else [value] for value in input_dict.values())
+        return {full_layer_name: max((t for found in lists for t in found), key=torch.numel)}
+
+
+def _guard_converters(model: Any, record: Attached) -> list[WeightConverter]:
+    """Read a guard where the model has its stock tensor, with or without the backbone's prefix in a file."""
+    dot, out = prefix(model), []
+    for stock, written in record.guards.items():
+        for at in dict.fromkeys((dot, "", f"{model.base_model_prefix}.")):
+            name, source = at + stock.removeprefix(dot), at + written.removeprefix(dot)
+            patterns = [f"^{re.escape(name)}$", f"^{re.escape(source)}$"]
+            out.append(WeightConverter(patterns, [name], [_TakeGuard()]))
+    return out
+
+
+def _check_places(record: Attached, device_map: Any) -> None:
+    """accelerate gives a tied tensor one place; refuse a map that asks for two, before weights are read."""
+    if not isinstance(device_map, dict):
+        return
+    for target, source in record.ties.items():
+        places = [device_map[_longest(device_map, name)] for name in (target, source)]
+        if str(places[0]) != str(places[1]):
+            raise Refused(
+                f"device_map puts {target!r} on {places[0]!r} and {source!r}, which is the same tensor, on "
+                f"{places[1]!r}; give layers that share weights one place"
+            )
+
+
+def _longest(device_map: dict[str, Any], name: str) -> str:
+    fits = [key for key in device_map if key == "" or name == key or name.startswith(f"{key}.")]
+    if not fits:
+        raise ConfigError(f"device_map has no place for {name!r}")
+    return max(fits, key=len)
 
 
 def drop_tied(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """Leave out every tensor a quantiser keeps beside a tied weight (`weight.absmax`, `_weight_qdata`,
-    ...).
+    """Leave out tied weights, and with them what a quantiser keeps beside them: keys of their modules that
+    are no tensor of the model (`weight.absmax`, `SCB`, `_weight_qdata`, ...).
     """
     record = attached(model)
-    tied = set() if record is None else set(record.written_once)
-    beside = tuple(f"{t}." for t in tied) + tuple(
-        f"{t.rpartition('.')[0]}._{t.rpartition('.')[2]}_" for t in tied
-    )
-    return {k: v for k, v in state.items() if k not in tied and not k.startswith(beside)} if tied else state
+    if record is None:
+        return state
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    own |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    homes = {target.rpartition(".")[0] for target in record.ties}
+    return {
+        key: value
+        for key, value in state.items()
+        if key not in record.ties and (key in own or not _is_below(key, homes))
+    }
+
+
+def _is_below(key: str, homes: set[str]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:i]) in homes for i in range(1, len(parts)))

@@ -55,9 +55,9 @@ def inner_config(
         config = hf_share.inner_config(path, BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"))
         model = AutoModelForCausalLM.from_pretrained(path, config=config)
 
-    Tied layers are quantised and stay tied; what a rule stores stays in floating point. `save_pretrained` then
-    writes the quantised weights, which load without this. Save before the first forward pass: on some CPUs
-    bitsandbytes repacks 4-bit weights there, and what is saved afterwards has lost bits.
+    Tied layers are quantised and stay tied; what a rule stores stays in floating point. `save_pretrained`
+    then writes the quantised weights, which load without this. Save before the first forward pass: on some
+    CPUs bitsandbytes repacks 4-bit weights there, and what is saved afterwards has lost bits.
 
     Args:
         model: path or Hub id of a shared checkpoint, or its config.
@@ -69,9 +69,7 @@ def inner_config(
     outer = getattr(config, "quantization_config", None)
     values = outer.to_dict() if hasattr(outer, "to_dict") else outer
     if not isinstance(values, dict) or values.get("quant_method") != METHOD:
-        raise ConfigError(
-            "this is no shared checkpoint; pass quantization_config= to from_pretrained itself"
-        )
+        raise ConfigError("this is no shared checkpoint; pass quantization_config= to from_pretrained itself")
     if (values.get("inner") or {}).get(WRITTEN):
         raise ConfigError("this checkpoint's weights are quantised already; load it as it is")
     config.quantization_config = SharedConfig(plan=values.get("plan"), inner=quantization_config).to_dict()

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peft tuner of all methods: the plan decides what is targeted, structural steps shape the base once.
 
-An adapter's plan is in source form. Its structural steps (arrange, replace) are applied to the base model when the
-first adapter that has them is injected; another adapter must have equal ones. Its `add` steps become `ShareLayer`s.
+An adapter's plan is in source form. Its structural steps (arrange, replace) are applied to the base model
+when the first adapter that has them is injected; another adapter must have equal ones. Its `add` steps become
+`ShareLayer`s.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ class ShareModel(BaseTuner):
         )  # an excluded module, for peft's count
 
     def _create_and_replace(
-        self, peft_config: ShareConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
+        self, peft_config: ShareConfig, adapter_name: str, target: nn.Module, target_name: str, parent:
+        nn.Module,
         current_key: str, parameter_name: str | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         layer = target
@@ -192,7 +194,9 @@ class ShareModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Mixed batches: hand `adapter_names`, one for each row, to every layer of ours for one forward pass."""
+        """Mixed batches: hand `adapter_names`, one for each row, to every layer of ours for one forward
+        pass.
+        """
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield

@@ -70,7 +70,11 @@ class FoldConfig(ShareConfig):
             raise unknown("parent", self.parent, PARENTS, ConfigError)
         if self.importance not in IMPORTANCES:
             raise unknown("importance", self.importance, IMPORTANCES, ConfigError)
-        if not isinstance(self.removal_rate, (int, float)) or not 0.0 <= self.removal_rate < 1.0:
+        self._take_list("remove", int)
+        self._take_list("groups", (list, tuple))
+        if isinstance(self.removal_rate, bool) or not isinstance(self.removal_rate, (int, float)):
+            raise ConfigError(f"removal_rate is {self.removal_rate!r}; a number fits")
+        if not 0.0 <= self.removal_rate < 1.0:
             raise ConfigError(f"removal_rate is {self.removal_rate!r}; 0 <= removal_rate < 1 fits")
         if isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size < 1:
             raise ConfigError(f"group_size is {self.group_size!r}; a whole number of at least 1 fits")
@@ -81,6 +85,8 @@ class FoldConfig(ShareConfig):
                 "groups says which layers stay and share; leave out group_size, remove and removal_rate"
             )
         self.groups = None if self.groups is None else [list(g) for g in self.groups]
+        if self.groups is not None and not (self.groups and all(self.groups)):
+            raise ConfigError(f"groups is {self.groups}; every group names at least one layer")
         self.remove = None if self.remove is None else sorted(self.remove)
 
     @property
@@ -92,7 +98,7 @@ class FoldConfig(ShareConfig):
         groups = self.groups or self._groups(self._kept(model, stack, calibration))
         order = tuple(group[0] for group in groups for _ in group)
         members = tuple(layer for group in groups for layer in group)
-        bad = [layer for layer in members if not isinstance(layer, int) or not 0 <= layer < stack.depth]
+        bad = [m for m in members if type(m) is not int or not 0 <= m < stack.depth]
         if bad or len(set(members)) != len(members):
             raise ConfigError(
                 f"groups name layer {bad[0]!r}; this model has layers 0 to {stack.depth - 1}"
@@ -116,7 +122,7 @@ class FoldConfig(ShareConfig):
     def _kept(self, model: nn.Module, stack: Stack, calibration: Any) -> list[int]:
         gone = self.remove if self.remove is not None else self._least(model, stack, calibration)
         for layer in gone:
-            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < stack.depth:
+            if not 0 <= layer < stack.depth:
                 raise ConfigError(
                     f"remove names layer {layer!r}; this model has layers 0 to {stack.depth - 1}"
                 )

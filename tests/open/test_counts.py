@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Golden counts of parameters, from the papers' formulas, on real shapes built on the meta device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from functools import cache
+
+import peft
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+import hf_share
+from hf_share import FoldConfig, ShareLoraConfig, SharePlan
+
+
+LLAMA_3 = {
+    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+GEMMA = {
+    "vocab_size": 256000, "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18,
+    "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256,
+}  # fmt: skip
+TINY = {
+    "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+    "num_attention_heads": 32, "num_key_value_heads": 4,
+}  # fmt: skip
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+
+SHAPES = {
+    "LLaMA-2-7B": lambda: tf.LlamaForCausalLM(tf.LlamaConfig()),
+    "LLaMA-3-8B": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA_3)),
+    "Gemma-2B": lambda: tf.GemmaForCausalLM(tf.GemmaConfig(**GEMMA)),
+    "TinyLlama-1.1B": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**TINY)),
+    "RoBERTa-base": lambda: tf.RobertaModel(tf.RobertaConfig(**ROBERTA)),
+    "RoBERTa-large": lambda: tf.RobertaModel(tf.RobertaConfig(**ROBERTA, **LARGE)),
+    "GPT-2 medium": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=1024, n_layer=24, n_head=16)),
+}
+TOTAL = {"LLaMA-2-7B": 6_738_415_616, "Gemma-2B": 2_506_172_416, "TinyLlama-1.1B": 1_100_048_384}
+ALL = {"r": 64, "target_modules": "all-linear"}
+QV = {"r": 8, "target_modules": ["query", "value"]}
+FUSED = {"r": 4, "target_modules": ["c_attn:q", "c_attn:v"]}
+QKV = ("q_proj", "k_proj", "v_proj")
+
+# model, config, counts of LoRA, ShareA_qkv, ShareA, ShareB, ShareAB
+SHARE_LORA = [
+    ("LLaMA-2-7B", ALL, (159_907_840, 135_528_448, 89_309_184, 75_595_776, 4_997_120)),
+    ("LLaMA-3-8B", ALL, (167_772_160, 143_392_768, 90_570_752, 82_444_288, 5_242_880)),
+    ("RoBERTa-base", QV, (294_912, None, 159_744, 159_744, 24_576)),
+    ("RoBERTa-large", QV, (786_432, None, 409_600, 409_600, 32_768)),
+    ("GPT-2 medium", FUSED, (393_216, None, 204_800, 204_800, 16_384)),
+]
+VARIANTS = ("", "A_qkv", "A", "B", "AB")
+
+# model, percent of all parameters that is gone when (layers are removed, groups share)
+FOLD = [
+    ("LLaMA-2-7B", {(0, 2): 48.1, (3, 1): 9.0, (9, 1): 27.0, (4, 2): 54.1, (8, 2): 60.1}),
+    ("Gemma-2B", {(0, 2): 39.5, (3, 1): 13.2, (9, 1): 39.5, (4, 2): 48.3, (8, 2): 57.1}),
+    ("TinyLlama-1.1B", {(0, 2): 44.0, (3, 1): 12.0, (9, 1): 36.0, (4, 2): 52.1, (8, 2): 60.1}),
+]
+
+
+@cache
+def source(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return SHAPES[name]()
+
+
+def meta(name: str) -> nn.Module:
+    return copy.deepcopy(source(name))
+
+
+def unique(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def plan_of(name: str, config: dict, variant: str) -> SharePlan:
+    share, _, only = variant.partition("_")
+    plan = ShareLoraConfig(**config, share=share or "A", share_modules=QKV if only else None).resolve(
+        source(name)
+    )
+    if share:
+        return plan
+    kept = [{k: v for k, v in step.args.items() if k != "share"} for step in plan.generates]  # plain LoRA
+    return SharePlan(tuple(dataclasses.replace(s, args=a) for s, a in zip(plan.generates, kept, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "name, config, variant, count",
+    [(n, c, v, k) for n, c, counts in SHARE_LORA for v, k in zip(VARIANTS, counts, strict=True) if k],
+    ids=[
+        f"{n}-{v or 'LoRA'}"
+        for n, _, counts in SHARE_LORA
+        for v, k in zip(VARIANTS, counts, strict=True)
+        if k
+    ],
+)
+def test_share_lora(name, config, variant, count):
+    model = meta(name)
+    before = unique(model)
+    hf_share.share(model, plan_of(name, config, variant))
+    added = {n: p for n, p in model.named_parameters() if ".share." in n or "shared_stores.lora" in n}
+    assert unique(model) - before == count == sum(p.numel() for p in added.values())
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("name, config, counts", SHARE_LORA[2:], ids=[row[0] for row in SHARE_LORA[2:]])
+def test_share_lora_through_peft(name, config, counts):
+    for variant, count in zip(VARIANTS[2:], counts[2:], strict=True):
+        model = peft.get_peft_model(meta(name), ShareLoraConfig(**config, share=variant))
+        assert model.get_nb_trainable_parameters()[0] == count
+        assert all(p.is_meta for p in model.parameters())
+
+
+def test_the_largest_row_through_peft():
+    model = peft.get_peft_model(meta("LLaMA-2-7B"), ShareLoraConfig(**ALL))
+    assert model.get_nb_trainable_parameters()[0] == 89_309_184
+
+
+@pytest.mark.parametrize(
+    "name, removed, group, percent",
+    [(name, *key, percent) for name, row in FOLD for key, percent in row.items()],
+)
+def test_fold(name, removed, group, percent):
+    model = meta(name)
+    assert unique(model) == TOTAL[name]
+    hf_share.share(model, FoldConfig(remove=list(range(5, 5 + removed)), group_size=group))
+    assert round(100 * (1 - unique(model) / TOTAL[name]), 1) == percent

@@ -1,0 +1,283 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The table of promises: every method on every architecture. A new method is a new row.
+
+`scripts/promises.py` prints the table. A cell is *pass*, *refused by name*, or it fails here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import pointers
+from helpers import stored as stored_in
+from promises import Case, Row, cells, compiles
+from torch import nn
+from zoo import MODELS
+
+import hf_share
+from hf_share import Arrange, FoldConfig, ShareConfig, ShareLoraConfig, SharePlan
+from hf_share.sites import Stack, backbone, sites, stacks
+
+
+RANK = 2
+# weights that Mamba's kernels read without calling their module; no adapter can reach them
+READ = {"mamba": ("x_proj", "dt_proj", "out_proj")}
+
+
+def lora(**args):
+    return lambda model: ShareLoraConfig(
+        **{"r": RANK, "lora_alpha": 4, "target_modules": "all-linear", **args}
+    )
+
+
+def lora_on_first_type(**args):
+    """Shares in the first type of weight only, ordinary LoRA elsewhere."""
+    return lambda model: lora(share_modules=[first_type(model)], **args)(model)
+
+
+def lora_on_parts(**args):
+    """Query and value rows of fused weights."""
+
+    def config(model: nn.Module) -> ShareLoraConfig:
+        parts = {
+            s.role.rpartition(".")[2] for s in sites(model, parts=True) if s.part and s.part.name in "qv"
+        }
+        return lora(**{"target_modules": sorted(parts) or ["q_proj:q"], **args})(model)
+
+    return config
+
+
+def fold(**args):
+    """FoldGPT on every stack."""
+
+    def config(model: nn.Module) -> ShareConfig:
+        paths = list(stacks(model))
+        if len(paths) == 1:
+            return FoldConfig(**args)
+        return ShareConfig(methods=[FoldConfig(stack=path, **args) for path in paths])
+
+    return config
+
+
+def fold_then_lora(**args):
+    def config(model: nn.Module) -> ShareConfig:
+        structure = fold(**args)(model)
+        return ShareConfig(methods=[*(structure.methods or [structure]), lora()(model)])
+
+    return config
+
+
+def cycle(private: bool):
+    """Layers 1 and 2 run twice, by hand."""
+
+    def plan(model: nn.Module) -> SharePlan:
+        return SharePlan(
+            tuple(
+                Arrange(stack=s.path, order=(0, 1, 2, 1, 2, 3), depth=4, private=s.norms if private else ())
+                for s in stacks(model).values()
+            )
+        )
+
+    return plan
+
+
+def low_rank(share: str, layers: int = 4, only_first: bool = False, parts: tuple[str, ...] = ()):
+    """Sum over types of r in (1 or L) + r out (1 or L)."""
+
+    def count(model: nn.Module) -> int:
+        first, total = first_type(model), 0
+        for role, (rows, columns) in types(model, parts).items():
+            shared = share if not only_first or role.endswith(f".{first}") else ""
+            total += RANK * columns * (1 if "A" in shared else layers)
+            total += RANK * rows * (1 if "B" in shared else layers)
+        return total
+
+    return count
+
+
+def types(model: nn.Module, parts: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
+    """Path with the depth left out -> (out, in) of every linear in the layers; with parts, those of fused
+    weights.
+    """
+    read, found = READ.get(model.config.model_type, ()), {}
+    for name, module in backbone(model).named_modules():
+        role = re.sub(r"\.\d+\.", ".*.", name, count=1)
+        if (
+            role == name
+            or name.endswith(read)
+            or not (isinstance(module, nn.Linear) or hasattr(module, "nf"))
+        ):
+            continue
+        shape = (module.nf, module.nx) if hasattr(module, "nf") else tuple(module.weight.shape)
+        if not parts:
+            found[role] = shape
+        elif re.search("qkv|c_attn|query_key_value", role):
+            queries = model.config.hidden_size
+            sizes = {"q": queries, "v": (shape[0] - queries) // 2}
+            found |= {f"{role}:{part}": (sizes[part], shape[1]) for part in parts}
+    return found
+
+
+def first_type(model: nn.Module) -> str:
+    return next(iter(types(model))).rpartition(".")[2]
+
+
+def added(count):
+    """Trained parameters on top of the whole model."""
+    return lambda model: size(model) + count(model)
+
+
+def size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def stored(groups: list[list[int]], norms: int | None = None):
+    """Embeddings and head, one set of weights for a group, and one set of norms for a visit."""
+
+    def count(model: nn.Module) -> int:
+        total = size(model)
+        for stack in stacks(model).values():
+            total -= size(stack.layers)
+            total += sum(weights_of(stack, group[0]) for group in groups)
+            visits = [layer for group in groups for layer in group]
+            total += sum(norms_of(stack, layer) for layer in visits[:norms])
+        return total
+
+    return count
+
+
+def norms_of(stack: Stack, layer: int) -> int:
+    named = stack.layers[layer].named_parameters()
+    return sum(p.numel() for n, p in named if re.search(r"(?i)norm|\bln_", n))
+
+
+def weights_of(stack: Stack, layer: int) -> int:
+    return size(stack.layers[layer]) - norms_of(stack, layer)
+
+
+PAIRS = [[0, 1], [2, 3]]
+ROWS = {
+    "ShareLoRA A, adapter": Row(lora(), low_rank("A"), adapter=True),
+    "ShareLoRA B, adapter": Row(lora(share="B"), low_rank("B"), adapter=True),
+    "ShareLoRA AB, adapter": Row(lora(share="AB"), low_rank("AB"), adapter=True),
+    "ShareLoRA on one type, adapter": Row(lora_on_first_type(), low_rank("A", only_first=True), adapter=True),
+    "ShareLoRA on parts, adapter": Row(lora_on_parts(), low_rank("A", parts=("q", "v")), adapter=True),
+    "ShareLoRA A": Row(lora(), added(low_rank("A"))),
+    "ShareLoRA AB on parts": Row(lora_on_parts(share="AB"), added(low_rank("AB", parts=("q", "v")))),
+    "Fold, remove": Row(fold(remove=[1]), stored([[0], [2], [3]])),
+    "Fold, groups of 2": Row(fold(group_size=2), stored(PAIRS)),
+    "Fold, mean": Row(fold(group_size=2, parent="mean"), stored(PAIRS)),
+    "Fold, explicit groups": Row(
+        fold(groups=[[0], [1, 2, 3]], share_norms=True), stored([[0], [1, 2, 3]], norms=2)
+    ),
+    "Fold, remove and tie": Row(fold(remove=[1], group_size=2), stored([[0, 2], [3]])),
+    "Fold, adapter": Row(fold(group_size=2), lambda model: 0, adapter=True),
+    "Fold + ShareLoRA": Row(
+        fold_then_lora(remove=[1], group_size=2),
+        lambda model: stored([[0, 2], [3]])(model) + low_rank("A", layers=3)(model),
+    ),
+    "Fold + ShareLoRA, adapter": Row(
+        fold_then_lora(remove=[1], group_size=2), low_rank("A", layers=3), adapter=True
+    ),
+    "Arrange, a cycle": Row(cycle(private=False), stored([[0], [1], [2], [3]])),
+    "Arrange, a cycle with own norms": Row(
+        cycle(private=True),
+        lambda model: size(model) + sum(norms_of(s, 1) + norms_of(s, 2) for s in stacks(model).values()),
+    ),
+}
+
+# (row, architecture) -> what the refusal says; the place is in it
+REFUSED: dict[tuple[str, str], str] = {}
+FUSED = ("phi3", "gpt2", "neox", "falcon")
+for arch in (a for a in MODELS if a not in FUSED):
+    for row in ("ShareLoRA on parts, adapter", "ShareLoRA AB on parts"):
+        REFUSED[row, arch] = "'q_proj:q'"
+
+
+@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("row", ROWS)
+def test_promises(row, arch, tmp_path):
+    if (row, arch) in REFUSED:
+        with pytest.raises(hf_share.ShareError, match=re.escape(REFUSED[row, arch])):
+            Case(ROWS[row], arch, tmp_path)
+        return
+    broken = {
+        name: cell
+        for name, cell in cells(Case(ROWS[row], arch, tmp_path)).items()
+        if isinstance(cell, Exception)
+    }
+    if broken:
+        raise AssertionError(f"{row} on {arch}: {', '.join(broken)}") from next(iter(broken.values()))
+
+
+@pytest.mark.parametrize(
+    "row, arch",
+    [
+        ("ShareLoRA A, adapter", "llama"),
+        ("ShareLoRA A", "gpt2"),
+        ("Fold + ShareLoRA", "bert"),
+        ("Arrange, a cycle", "gemma3"),
+    ],
+)
+def test_compiles_to_one_graph(row, arch, tmp_path):
+    compiles(Case(ROWS[row], arch, tmp_path))
+
+
+FRESH = {
+    "Fold + ShareLoRA": ("llama", "AutoModelForCausalLM"),
+    "ShareLoRA A, adapter": ("gpt2", "AutoModelForCausalLM"),
+    "Fold + ShareLoRA, adapter": ("qwen2", "AutoModelForCausalLM"),
+    "Fold, groups of 2": ("bert", "AutoModelForMaskedLM"),
+    "Arrange, a cycle with own norms": ("t5", "AutoModelForSeq2SeqLM"),
+    "Fold, remove and tie": ("mixtral", "AutoModelForCausalLM"),
+}
+
+
+@pytest.mark.slow
+def test_a_fresh_process_loads_exactly(tmp_path):
+    """Every case in one process that knows nothing but the files."""
+    for number, (row, (arch, auto)) in enumerate(FRESH.items()):
+        home = tmp_path / f"{number}-{arch}"
+        home.mkdir()
+        case = Case(ROWS[row], arch, home)
+        if ROWS[row].adapter:
+            case.source.save_pretrained(home / "base")
+        assert case.folder == home / "saved"
+        seen = {"auto": auto, "batch": case.batch, "out": case.out, "ties": pointers(case.model)}
+        torch.save(seen, home / "case.pt")
+    worker = Path(__file__).parent / "workers" / "reload.py"
+    done = subprocess.run(
+        [sys.executable, str(worker), str(tmp_path)], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [f"{n}-{a} exact" for n, (a, _) in enumerate(FRESH.values())]
+
+
+GOLDEN = Path(__file__).parent / "golden" / "keys.json"
+KEYS = {
+    "llama, Fold": ("Fold, groups of 2", "llama"),
+    "llama, ShareLoRA": ("ShareLoRA A", "llama"),
+    "llama, ShareLoRA, adapter": ("ShareLoRA A, adapter", "llama"),
+    "gpt2, ShareLoRA on c_attn:q and c_attn:v": ("ShareLoRA AB on parts", "gpt2"),
+}
+
+
+def keys_of_files(home: Path) -> dict[str, dict[str, list[int]]]:
+    """Name -> shape of every tensor in the files of a few rows: the file format."""
+    found = {}
+    for number, (name, (row, arch)) in enumerate(KEYS.items()):
+        case = Case(ROWS[row], arch, home / str(number))
+        found[name] = {key: list(shape) for key, shape in sorted(stored_in(case.folder).items())}
+    return found
+
+
+def test_keys_are_the_file_format(tmp_path):
+    """A change here breaks saved files. `scripts/promises.py --keys` writes the file anew."""
+    assert keys_of_files(tmp_path) == json.loads(GOLDEN.read_text())

@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""`hf-share` on folders: share, describe, materialize; a user's error is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import zoo
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import hf_share
+from hf_share import cli
+
+
+@pytest.fixture
+def folder(tmp_path):
+    zoo.build("llama").save_pretrained(tmp_path / "dense")
+    return tmp_path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_share_describe_materialize(folder):
+    shared = json.loads(run("share", folder / "dense", "-o", folder / "small", "--groups", "0/1,2/3", "--json"))
+    assert [g["visits"] for g in shared["groups"]] == [2]
+    assert json.loads(run("describe", folder / "small", "--json", "--plot", folder / "grid.png")) == shared
+    assert (folder / "grid.png").exists()
+    run("materialize", folder / "small", "-o", folder / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(folder / "plain").eval()
+    expected = hf_share.share(zoo.build("llama"), hf_share.FoldConfig(groups=[[0], [1, 2], [3]]))
+    assert (zoo.logits(plain) == zoo.logits(expected)).all()
+    assert "visited" in run("describe", folder / "small")
+
+
+def test_share_takes_a_plan(folder):
+    plan = hf_share.SharePlan((hf_share.Arrange(stack="layers", order=(0, 1, 0, 1)),))
+    (folder / "plan.json").write_text(plan.to_json())
+    shared = json.loads(run("share", folder / "dense", "-o", folder / "small", "--plan", folder / "plan.json", "--json"))
+    assert hf_share.SharePlan.from_dict(shared["plan"]).source() == plan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["share", "dense", "-o", "dense", "--group-size", "2"], "already holds a model"),
+        (["share", "dense", "-o", "new", "--remove", "9"], "layers 0 to 3"),
+        (["share", "dense", "-o", "new", "--remove", "a"], "not a list of layers"),
+        (["share", "dense", "-o", "new", "--group-size", "2", "--parent", "men"], "did you mean 'mean'"),
+        (["share", "nowhere/at-all", "-o", "new"], "nowhere"),
+    ],
+)
+def test_errors_are_one_line_and_nothing_is_written(folder, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["hf-share", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split()) and "Traceback" not in error
+    assert sorted(p.name for p in folder.iterdir()) == ["dense"]
+
+
+def test_help_names_every_option():
+    text = run("share", "--help")
+    for option in ("--removal-rate", "--remove", "--group-size", "--groups", "--parent", "--stack", "--plan", "--json"):
+        assert option in text

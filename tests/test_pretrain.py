@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe on two small layers: it learns, stock classes load what it saves, resuming changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_share.train.pretrain import MuonAdamW, PretrainConfig, parse_overrides, pretrain
+
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "pretrain.yaml"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    folder = tmp_path_factory.mktemp("pretrain")
+    lines = (f"def f{i}(x):\n    return x * {i} + {i % 7}\n\n" for i in range(400))
+    (folder / "text.py").write_text("".join(lines))
+    return PretrainConfig(
+        text=str(folder / "text.py"), output=str(folder / "out"), vocab_size=300, context=32, hidden_size=32,
+        intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        steps=12, warmup_steps=2, decay_steps=4, save_steps=6, batch=8, learning_rate=1e-2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(config: PretrainConfig):
+    return config, pretrain(config)
+
+
+def test_it_learns_and_measures(trained) -> None:
+    config, measured = trained
+    state = Path(config.output) / "checkpoints" / "checkpoint-12" / "trainer_state.json"
+    assert json.loads(state.read_text())["global_step"] == 12
+    assert measured.nll < 4.0  # random weights pay log(300) = 5.7
+    assert 0.0 < measured.bits_per_byte < 8.0
+
+
+def test_the_folder_loads_with_stock_classes(trained) -> None:
+    config, measured = trained
+    model = AutoModelForCausalLM.from_pretrained(config.output)
+    tokenizer = AutoTokenizer.from_pretrained(config.output)
+    assert model.dtype == torch.bfloat16
+    assert model.config.tie_word_embeddings
+    line = "def f(x): é\n\treturn x"
+    assert tokenizer.decode(tokenizer(line)["input_ids"]) == line
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == model.config.eos_token_id
+    assert f"{measured.nll:.4f}" in (Path(config.output) / "README.md").read_text()
+
+
+def test_no_file_names_this_machine(trained) -> None:
+    config, _ = trained
+    for path in Path(config.output).glob("*.json"):
+        assert str(Path(config.output).parent) not in path.read_text()
+
+
+def test_a_resumed_run_equals_an_unbroken_one(trained, tmp_path: Path) -> None:
+    config, measured = trained
+    source = Path(config.output) / "checkpoints" / "checkpoint-6"
+    (tmp_path / "checkpoints").mkdir()
+    source.rename(tmp_path / "checkpoints" / source.name)
+    resumed = dataclasses.replace(config, output=str(tmp_path), resume=True)
+    assert pretrain(resumed) == measured
+
+
+def test_the_optimizer_survives_a_state_dict() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3))
+    twin = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3))
+    first = MuonAdamW(model, lr=0.1, weight_decay=0.1)
+    assert [len(group["params"]) for group in first.param_groups] == [1, 2]
+    _step(model, first)
+    twin.load_state_dict(model.state_dict())
+    second = MuonAdamW(twin, lr=0.5, weight_decay=0.0)
+    second.load_state_dict(first.state_dict())
+    _step(model, first)
+    _step(twin, second)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def _step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model(torch.arange(5)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+# --- the config -----------------------------------------------------------------------------------
+
+
+def test_the_recipe_is_read_and_overridden() -> None:
+    overrides = parse_overrides(["--steps", "7000", "--learning-rate=1e-3", "--resume"])
+    config = PretrainConfig.load(RECIPE, overrides)
+    assert (config.steps, config.learning_rate, config.resume) == (7000, 1e-3, True)
+    assert config.hidden_size == yaml.safe_load(RECIPE.read_text())["hidden_size"]
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("hiden_size: 64\n")
+    with pytest.raises(ValueError, match="unknown key 'hiden_size'; did you mean 'hidden_size'?"):
+        PretrainConfig.load(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": "many"}, "steps='many' is not of type int"),
+        ({"steps": 2.5}, "steps=2.5 is not of type int"),
+        ({"bf16": "perhaps"}, "bf16='perhaps' is not of type bool"),
+        ({"batch": 0}, "batch=0: must be at least 1"),
+        ({"steps": 100}, "do not fit in steps=100"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_values_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PretrainConfig(**values)
+
+
+def test_an_option_without_a_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="'10' has no key"):
+        parse_overrides(["10"])
