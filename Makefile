@@ -26,7 +26,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(TEXT),--text "$(TEXT)")
 
 test: $(VENV)/.ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not conformance" $(PYTEST)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow and not conformance" $(PYTEST)
 
 conformance: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m conformance -rP
