@@ -137,21 +137,21 @@ def _check_visits(
         first = _arrange.first_visit(site, arranges)
         if site.part is None and first in replaced and site.name not in step.sites:
             raise PlanError(
-                f"site {site.name!r} has the same weight as {replaced[first].name!r}, which group {step.group!r} "
-                "replaces; a rule replaces a weight at all visits or none"
+                f"site {site.name!r} has the same weight as {replaced[first].name!r}, which group "
+                f"{step.group!r} replaces; a rule replaces a weight at all visits or none"
             )
 
 
 def _check_site(rule: Rule, step: Generate, site: Site, made: dict[str, tuple[str, str]]) -> None:
     if site.kind == "expert":
         raise Refused(
-            f"site {site.name!r} holds expert tensors (three-dimensional); rule {rule.name!r} cannot make them "
-            "yet. Leave experts out of the sites; an Arrange step may tie them"
+            f"site {site.name!r} holds expert tensors (three-dimensional); rule {rule.name!r} cannot make "
+            "them yet. Leave experts out of the sites; an Arrange step may tie them"
         )
     if site.kind == "read" and rule.kind == "add":
         raise Refused(
-            f"site {site.name!r}: the layer reads this weight without calling its module, so rule {rule.name!r} "
-            "could add nothing to it. Leave it out of the sites"
+            f"site {site.name!r}: the layer reads this weight without calling its module, so rule "
+            f"{rule.name!r} could add nothing to it. Leave it out of the sites"
         )
     kind, group = made.get(site.module, ("", ""))
     if rule.kind == "replace" and site.part is not None:
@@ -160,8 +160,8 @@ def _check_site(rule: Rule, step: Generate, site: Site, made: dict[str, tuple[st
         raise PlanError(f"site {site.name!r} is replaced by two groups, {group!r} and {step.group!r}")
     if rule.kind == "replace" and kind:
         raise PlanError(
-            f"site {site.name!r}: group {step.group!r} would replace the weight that group {group!r} adds to; "
-            "replace it first"
+            f"site {site.name!r}: group {step.group!r} would replace the weight that group {group!r} adds "
+            "to; replace it first"
         )
     made[site.module] = (kind or rule.kind, group if kind else step.group)
 
@@ -213,7 +213,8 @@ def _share_of(base: nn.Module, site: Site, module: nn.Module, rule: Rule) -> Sha
     if isinstance(share, Share):
         return share
     if rule.kind == "replace":
-        new = SharedLinear(site.in_features, site.out_features, getattr(module, "bias", None))
+        bias = getattr(module, "bias", None)
+        new = SharedLinear(site.in_features, site.out_features, bias, site.kind == "conv1d")
         new.train(module.training)
         path, _, leaf = site.module.rpartition(".")
         setattr(resolve(base, path), leaf, new)

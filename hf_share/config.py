@@ -3,19 +3,22 @@
 """`ShareConfig`: what a user asks for. It resolves to a `SharePlan`, and the plan is the truth.
 
 peft knows one type, `HF_SHARE`, and builds one class from the JSON it reads; `method` in that JSON picks the
-subclass. The resolved plan is saved beside the user's own numbers, which are never filled in or changed.
+subclass. The resolved plan is saved beside the user's own numbers.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
+import re
+import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from peft import PeftConfig
 from torch import nn
 
-from .errors import ConfigError, unknown
+from .errors import ConfigError, UnknownKey, nearest, unknown
 from .peft_type import PEFT_TYPE
 from .plan import SharePlan
 from .rebuild import rebuild
@@ -35,8 +38,46 @@ def method(cls: type[ShareConfig]) -> type[ShareConfig]:
     return cls
 
 
+class _ByMethod(type):
+    """Calling a config class makes an instance of the class that `method` names."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        own = inspect.signature(cls.__init__)
+        return own.replace(parameters=list(own.parameters.values())[1:])
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        target = _class_of(cls, kwargs.get("method"))
+        known = {f.name for f in fields(target)}
+        extra = sorted(k for k in kwargs if k not in known)
+        from_file = type(kwargs.get("peft_type")) is str  # a config in memory holds the enum member
+        if extra and not from_file:
+            raise UnknownKey(
+                f"{target.__name__} got an unexpected keyword argument {extra[0]!r}{nearest(extra[0], known)}"
+            )
+        if extra:
+            # A newer version may have written keys that this one lacks; what they change stands in the plan,
+            # which is read strictly.
+            warnings.warn(
+                f"Unexpected keyword arguments {extra} for class {target.__name__}, these are ignored. They "
+                "may come from a newer version of hf_share or peft",
+                stacklevel=2,
+            )
+        return super(_ByMethod, target).__call__(*args, **{k: v for k, v in kwargs.items() if k in known})
+
+
+def _class_of(cls: type[ShareConfig], method: Any) -> type[ShareConfig]:
+    if method is None:
+        return cls
+    if not isinstance(method, str) or method not in METHODS:
+        raise unknown("method", method, METHODS, ConfigError)
+    if not issubclass(METHODS[method], cls):
+        raise ConfigError(f"method {method!r} is a {METHODS[method].__name__}, not a {cls.__name__}")
+    return METHODS[method]
+
+
 @dataclass
-class ShareConfig(PeftConfig):
+class ShareConfig(PeftConfig, metaclass=_ByMethod):
     """The general form: a plan, or several method configs composed into one.
 
     Args:
@@ -49,6 +90,7 @@ class ShareConfig(PeftConfig):
     """
 
     name: ClassVar[str] = GENERAL
+    has_targets: ClassVar[bool] = False  # True for a method that adds to the modules target_modules names
 
     plan: Any = None
     methods: list[Any] | None = None
@@ -59,38 +101,35 @@ class ShareConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
 
-    def __new__(cls, *args: Any, method: str | None = None, **kwargs: Any):
-        if method is not None and (not isinstance(method, str) or method not in METHODS):
-            raise unknown("method", method, METHODS, ConfigError)
-        target = cls if method is None else METHODS[method]
-        if not issubclass(target, cls):
-            raise ConfigError(f"method {method!r} is a {target.__name__}, not a {cls.__name__}")
-        known = [f.name for f in fields(target)]
-        for key in kwargs:
-            if key not in known:
-                raise unknown(f"key of {target.__name__}", key, known, ConfigError)
-        return super().__new__(target)
-
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PEFT_TYPE
         self.method = type(self).name
         for name in ("target_modules", "exclude_modules", "layers_pattern"):
-            if not isinstance(getattr(self, name), str):
+            if isinstance(getattr(self, name), str):
+                self._require_regex(name)
+            else:
                 self._take_list(name, str)
         self._take_list("modules_to_save", str)
         if isinstance(self.layers_to_transform, bool) or not isinstance(self.layers_to_transform, int):
             self._take_list("layers_to_transform", int)
-        self._plan: SharePlan | None = None if self.plan is None else SharePlan.from_dict(self.plan)
-        self.plan = None if self._plan is None else self._plan.to_dict()
-        if self._plan is not None and self._plan.form != "source":
+        self._given: SharePlan | None = None if self.plan is None else SharePlan.from_dict(self.plan)
+        self._plan = self._given  # the plan in force, once the config has met a model
+        self.plan = None if self._given is None else self._given.to_dict()
+        if self._given is not None and self._given.form != "source":
             raise ConfigError("a config takes a plan in source form; use plan.source()")
         self._take_list("methods", object)
         self.methods = None if self.methods is None else [_method_config(m) for m in self.methods]
-        if type(self) is ShareConfig and not self.methods and self._plan is None:
+        if type(self) is ShareConfig and not self.methods and self._given is None:
             raise ConfigError(
                 "ShareConfig needs a plan or methods; or use a method's own config, such as ShareLoraConfig"
             )
+
+    def _require_regex(self, name: str) -> None:
+        try:
+            re.compile(getattr(self, name))
+        except re.error as error:
+            raise ConfigError(f"{name} is {getattr(self, name)!r:.80}, which is no regex: {error}") from None
 
     def _take_list(self, name: str, kind: type | tuple[type, ...]) -> None:
         """Make field `name`, if it is given, a list of `kind`: JSON has no sets and no tuples."""
@@ -126,31 +165,34 @@ class ShareConfig(PeftConfig):
         A plan given or loaded with the config wins; if the other fields say something else, that is an error.
         `calibration` is a list of texts or token tensors, for methods that measure the model.
         """
-        if self._plan is None:
+        if self._given is None:
             return self.steps(model, calibration)
         if not self.needs_calibration and (type(self) is not ShareConfig or self.methods is not None):
             said = self.steps(model, calibration)
-            if said != at_full_size(self._plan):
+            if said != at_full_size(self._given):
                 raise ConfigError(
                     f"the config and its plan disagree; the config says\n{said}\n"
-                    f"the plan says\n{self._plan}\n"
+                    f"the plan says\n{self._given}\n"
                     "Remove 'plan' to follow the config, or use ShareConfig(plan=...) to follow the plan"
                 )
-        return self._plan
+        return self._given
 
     @property
     def needs_calibration(self) -> bool:
         """True if `steps` has to measure the model on text."""
         return any(config.needs_calibration for config in self.methods or ())
 
-    def with_plan(self, plan: SharePlan) -> ShareConfig:
-        """A copy that carries `plan`, as it is saved."""
-        out = copy.copy(self)
-        out._plan, out.plan = plan, plan.to_dict()
+    def bound(self, plan: SharePlan) -> ShareConfig:
+        """The config with `plan` in force, as it is saved: this object, as in peft, or a copy if it already
+        stands for another plan on another model.
+        """
+        out = self if self._plan is None or self._plan == plan else copy.copy(self)
+        out._plan = plan
         return out
 
     def to_dict(self) -> dict[str, Any]:
         out = super().to_dict()
+        out["plan"] = None if self._plan is None else self._plan.to_dict()
         if self.methods is not None:
             out["methods"] = [_only_own(m) for m in self.methods]
         return {
@@ -166,7 +208,10 @@ def _method_config(value: Any) -> ShareConfig:
     if isinstance(value, ShareConfig):
         return value
     if isinstance(value, dict):
-        return ShareConfig(**{k: v for k, v in value.items() if k != "peft_type"})
+        try:
+            return ShareConfig(**{k: v for k, v in value.items() if k != "peft_type"})
+        except UnknownKey as error:  # peft takes a TypeError for one about the outer config's own keys
+            raise ConfigError(f"methods: {error}") from None
     raise ConfigError(f"methods takes configs such as FoldConfig(...), not {type(value).__name__}")
 
 

@@ -87,10 +87,10 @@ def _record(model: nn.Module, settings: dict[str, Any]) -> None:
         config = getattr(getattr(model, "config", None), "quantization_config", None)
         if config is not None and hasattr(config, "plan"):
             config.plan = record.plan.to_dict()
-    for config in getattr(model, "peft_config", {}).values():
+    configs = getattr(model, "peft_config", {})
+    for name, config in list(configs.items()):
         if getattr(config, "_plan", None) is not None:
-            config._plan = _with_choice(config._plan, settings)
-            config.plan = config._plan.to_dict()
+            configs[name] = config.bound(_with_choice(config._plan, settings))
 
 
 def _with_choice(plan: SharePlan, settings: dict[str, Any]) -> SharePlan:

@@ -28,6 +28,10 @@ class ConfigError(ShareError):
     """A config holds a value or a key that does not exist or does not fit its other values."""
 
 
+class UnknownKey(ConfigError, TypeError):
+    """A config was given a keyword it does not have. Also a `TypeError`, as Python's own for such a call."""
+
+
 class CheckpointError(ShareError):
     """A saved file is truncated, was tampered with, or does not agree with its plan."""
 

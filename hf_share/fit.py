@@ -18,7 +18,7 @@ from . import arrange as _arrange
 from .attach import attach, check, step_sites
 from .modules import Share, linear_weight
 from .plan import Arrange, Generate, SharePlan, Step
-from .rules import generator, make_rule
+from .rules import draw_seed, generator, make_rule
 from .sites import STORES, backbone, resolve, sites, stacks, tensors
 
 
@@ -30,13 +30,13 @@ def build(model: nn.Module, plan: SharePlan, seed: int | None = None) -> nn.Modu
     place.
 
     Args:
-        seed: for starting values that are random; torch's current seed if None. Each tensor's numbers follow
-            from the seed and its name, so they do not depend on the order of sites.
+        seed: for starting values that are random; drawn from torch's generator if None. Each tensor's
+            numbers follow from the seed and its name, so they do not depend on the order of sites.
     """
     check(model, plan)
     if plan.form == "source":
         _arrange.check_cache(model, plan.arranges)
-    seed = torch.initial_seed() if seed is None else seed
+    seed = draw_seed() if seed is None else seed
     for step in plan.steps:
         source = capture(model, step)
         attach(model, SharePlan((step,), plan.form))

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much a model would miss a layer.
 
-Block influence (ShortGPT, arXiv 2403.03853): `BI_l = mean over tokens of 1 - cos(x_l, x_{l+1})`, where x_l is the hidden
-state that enters layer l and x_{l+1} the one that leaves it. A layer that hardly turns its input is cheap to
-remove.
+Block influence (ShortGPT, arXiv 2403.03853): `BI_l = mean over tokens of 1 - cos(x_l, x_{l+1})`, where x_l is
+the hidden state that enters layer l and x_{l+1} the one that leaves it. A layer that hardly turns its input
+is cheap to remove.
 """
 
 from __future__ import annotations

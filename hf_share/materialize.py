@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .errors import Refused
 from .modules import Share, SharedLinear, ZeroSublayer, add_share
@@ -41,7 +42,8 @@ def materialize(model: nn.Module, dequantize: bool = False) -> nn.Module:
     if getattr(model, "hf_quantizer", None) is not None:
         if not dequantize:
             raise Refused(
-                "this model is quantised; its dense form is several times larger: materialize(model, dequantize=True)"
+                "this model is quantised; its dense form is several times larger: "
+                "materialize(model, dequantize=True)"
             )
         model = copy.deepcopy(model)
         return make_plain(model.dequantize())
@@ -109,14 +111,21 @@ def _replace_shared_linears(base: nn.Module) -> None:
     for path, module in list(base.named_modules()):
         if not isinstance(module, SharedLinear):
             continue
-        with torch.device("meta"):
-            plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-        plain.weight = nn.Parameter(module.weight.detach().clone())
-        if module.bias is not None:
-            plain.bias = module.bias
-        plain.train(module.training)
         parent, _, leaf = path.rpartition(".")
-        setattr(resolve(base, parent), leaf, plain)
+        setattr(resolve(base, parent), leaf, _plain_linear(module))
+
+
+def _plain_linear(module: SharedLinear) -> nn.Module:
+    with torch.device("meta"):
+        if module.conv1d:
+            plain: nn.Module = Conv1D(module.out_features, module.in_features)
+        else:
+            plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+    weight = module.weight.detach()
+    plain.weight = nn.Parameter(weight.mT.contiguous() if module.conv1d else weight.clone())
+    if module.bias is not None:
+        plain.bias = module.bias
+    return plain.train(module.training)
 
 
 def _fill_zero_sublayers(model: nn.Module) -> None:

@@ -117,14 +117,15 @@ def add_share(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
 
 class SharedLinear(nn.Module):
     """Stands for a linear layer whose weight a `replace` rule makes. Has a bias of its own, and no weight
-    tensor.
+    tensor. `conv1d` is True where a transposed `Conv1D` stood, for the way back.
     """
 
     share_kind = "linear"
 
-    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None):
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, conv1d: bool = False):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.conv1d = conv1d
         self.register_parameter("bias", bias)
         self.share = Share()
 

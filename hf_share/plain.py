@@ -64,6 +64,8 @@ def _plain(value: Any, where: str) -> Any:
         return tuple(_plain(item, where) for item in value)
     if isinstance(value, float) and not math.isfinite(value):
         raise PlanError(f"{where}: {value!r} is not a finite number")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise PlanError(f"{where}: a whole number of {value.bit_length()} bits; at most 63 fit")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise PlanError(f"{where}: {type(value).__name__} is not a plain value; names and numbers are")

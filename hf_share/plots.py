@@ -20,8 +20,11 @@ def plot_grids(description: Description, path: str | os.PathLike) -> None:
         raise ValueError(f"{description.model} has no stack of layers to draw")
     heights = [max(len(names), 3) for names, _ in grids.values()]
     width = max(max(len(rows[0]) for _, rows in grids.values()) * 0.42 + 4, 7)
-    figure, axes = plt.subplots(len(grids), 1, figsize=(width, sum(heights) * 0.28 + 1.2 * len(grids)), squeeze=False,
-                                gridspec_kw={"height_ratios": heights}, layout="constrained")  # fmt: skip
+    size = (width, sum(heights) * 0.28 + 1.2 * len(grids))
+    ratios = {"height_ratios": heights}
+    figure, axes = plt.subplots(
+        len(grids), 1, figsize=size, squeeze=False, gridspec_kw=ratios, layout="constrained"
+    )
     for axis, (stack, (names, rows)) in zip(axes[:, 0], grids.items(), strict=True):
         _draw(axis, plt.get_cmap("tab20"), stack, names, rows)
     figure.suptitle(

@@ -130,6 +130,13 @@ def _at_full_size(step: Generate) -> Generate:
     return replace(step, args={k: v for k, v in step.args.items() if k not in offered})
 
 
+def draw_seed() -> int:
+    """A seed from torch's generator: `torch.manual_seed` makes adapters equal, whatever their names, and
+    without it a second adapter differs from the first.
+    """
+    return int(torch.randint(2**62, (), device="cpu"))
+
+
 def generator(seed: int, *names: str) -> torch.Generator:
     """A CPU generator for one tensor, from a seed and names only: the order of the model's modules does
     not matter.

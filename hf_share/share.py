@@ -96,7 +96,8 @@ def _one_adapter(model: Any, name: str | None) -> str:
         raise unknown("adapter", name, model.peft_config, ConfigError)
     if not isinstance(model.peft_config[name], ShareConfig):
         raise Refused(
-            f"adapter {name!r} is a {type(model.peft_config[name]).__name__}; only hf_share adapters can be kept"
+            f"adapter {name!r} is a {type(model.peft_config[name]).__name__}; only hf_share adapters can be "
+            "kept"
         )
     if any(isinstance(m, ShareLayer) and m.merged for m in model.modules()):
         raise Refused("an adapter is merged; call unmerge_adapter() first")

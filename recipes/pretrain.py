@@ -5,23 +5,11 @@
 Trains a small Llama from nothing. One process needs no launcher: python recipes/pretrain.py --config ...
 """
 
-import argparse
-import dataclasses
-
-from hf_share.train.pretrain import PretrainConfig, parse_overrides, pretrain
+from hf_share.train.pretrain import PretrainConfig, pretrain
 
 
 def main() -> None:
-    keys = "\n".join(f"  --{field.name} {field.default}" for field in dataclasses.fields(PretrainConfig))
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"keys and defaults:\n{keys}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", help="a YAML file of the keys below")
-    options, rest = parser.parse_known_args()
-    print(pretrain(PretrainConfig.load(options.config, parse_overrides(rest))))
+    print(pretrain(PretrainConfig.from_command_line(__doc__)))
 
 
 if __name__ == "__main__":

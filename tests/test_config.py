@@ -88,12 +88,24 @@ def test_method_picks_the_class():
 
 @pytest.mark.parametrize("key, nearest", [("lora_alpa", "lora_alpha"), ("ranks", "known|did you mean")])
 def test_an_unknown_key_names_the_nearest(key, nearest, tmp_path):
-    with pytest.raises(ConfigError, match=f"unknown key of ShareLoraConfig '{key}'.*({nearest})"):
+    with pytest.raises(ConfigError, match=f"ShareLoraConfig got an unexpected.*'{key}'.*({nearest})"):
         ShareLoraConfig(**{key: 3})
-    saved = {**json.loads(json.dumps(ShareLoraConfig(**LORA).to_dict())), key: 3}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
-    with pytest.raises(ConfigError, match=f"unknown key of ShareLoraConfig '{key}'"):
-        peft.PeftConfig.from_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        ShareLoraConfig(**{key: 3})
+
+
+@pytest.mark.parametrize("door", [peft.PeftConfig, ShareConfig, ShareLoraConfig])
+def test_a_newer_key_in_a_file_warns_and_the_plan_stays_strict(door, tmp_path):
+    config = ShareLoraConfig(**LORA)
+    saved = json.loads(json.dumps(config.to_dict()))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**saved, "newer": 3}))
+    with pytest.warns(UserWarning, match=r"keyword arguments \['newer'\] for class ShareLoraConfig"):
+        assert door.from_pretrained(tmp_path) == config
+    plan = config.resolve(zoo.build("llama")).to_dict()
+    plan["steps"][0]["newer"] = 3
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**saved, "plan": plan}))
+    with pytest.raises(ShareError, match="newer"):
+        door.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("verb", ["share", "get_peft_model"])
@@ -103,10 +115,21 @@ def test_the_users_config_is_not_changed(kind, verb):
     config.modules_to_save = None
     before = copy.deepcopy(config)
     changed = hf_share.share if verb == "share" else peft.get_peft_model
-    changed(zoo.build("llama"), config)
-    assert config == before and vars(config) == vars(before)
-    changed(zoo.build("llama", num_hidden_layers=6), config)  # the same object fits another model
-    assert config == before and vars(config) == vars(before)
+    first = changed(zoo.build("llama"), config)
+    assert config == before
+    second = changed(zoo.build("llama", num_hidden_layers=6), config)  # the same object fits another model
+    assert config == before
+    if verb == "get_peft_model":
+        assert first.peft_config["default"] is config, "as in peft"
+        assert second.peft_config["default"]._plan != config._plan
+
+
+def test_a_refused_config_is_left_as_it_was():
+    config = ShareLoraConfig(r=400, target_modules=["q_proj"])
+    before = copy.deepcopy(config)
+    with pytest.raises(ShareError, match="rank 400"):
+        peft.get_peft_model(zoo.build("llama"), config)
+    assert vars(config) == vars(before)
 
 
 def test_methods_are_saved_as_dicts_with_their_method(tmp_path):
@@ -131,7 +154,7 @@ def test_the_plan_is_stored_beside_the_fields_and_wins(tmp_path):
     plan = ShareLoraConfig(**LORA).resolve(base)
     assert loaded._plan == plan and loaded.resolve(base) == plan
     assert (loaded.r, loaded.share, sorted(loaded.target_modules)) == (3, "B", ["q_proj", "v_proj"])
-    assert loaded.with_plan(plan) == loaded
+    assert loaded.bound(plan) is loaded
     disagreeing = dataclasses.replace(loaded, r=4)
     with pytest.raises(ConfigError, match="the config and its plan disagree"):
         disagreeing.resolve(base)

@@ -91,7 +91,8 @@ def test_missing_in_a_state_dict(whole):
     state = model.state_dict()
     good = tf.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=dict(state))
     assert torch.equal(logits(good), logits(model))
-    for part in ("layers.0.self_attn.q_proj.weight", "share.B", "lora_layers_mlp_up_proj.A", "model.norm.weight"):
+    parts = "layers.0.self_attn.q_proj.weight share.B lora_layers_mlp_up_proj.A model.norm.weight"
+    for part in parts.split():
         cut = {k: v for k, v in state.items() if k != named(state, part)}
         with pytest.raises(CheckpointError):
             tf.LlamaForCausalLM.from_pretrained(None, config=config, state_dict=cut)

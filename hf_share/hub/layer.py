@@ -108,7 +108,7 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         binding = Binding(rule, site, group, store, private_names(rule, site, taken))
         for tensor, shape in rule.private(site).items():
             value = torch.empty(shape, dtype=dtype)
-            rule.reset(tensor, value, [site], generator(seed, adapter, group, site.name, tensor))
+            rule.reset(tensor, value, [site], generator(seed, group, site.name, tensor))
             self.add_tensor(binding.names[tensor], adapter, value.to(device))
         self.bindings.setdefault(adapter, []).append(binding)
 

@@ -32,8 +32,9 @@ from ..fit import build
 from ..materialize import make_plain
 from ..peft_type import PREFIX
 from ..plan import Generate, SharePlan, Step
-from ..rules import generator, make_rule
+from ..rules import draw_seed, generator, make_rule
 from ..sites import STORES, Site, backbone, prefix, sites
+from ..targets import default_targets
 from ..ties import attached
 from .layer import AdapterStore, ShareLayer, ShareTunerLayer, names_of
 from .record import record_plan
@@ -61,21 +62,32 @@ class ShareModel(BaseTuner):
     uses_shared_state = False  # stores live in the base model, so injection without a PeftModel works
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        self._seed = torch.initial_seed()
+        asked = self.peft_config[adapter_name]
+        before = getattr(asked, "_plan", None)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            asked._plan = before
+            raise
         finally:
-            config = self.peft_config.get(adapter_name)
-            if config is not None and hasattr(config, "_asked_targets"):
-                config.target_modules = (
-                    config._asked_targets
-                )  # peft spells "all-linear" out; the plan already does
+            self._hand_back(self.peft_config.get(adapter_name), model)
+
+    @staticmethod
+    def _hand_back(config: Any, model: nn.Module) -> None:
+        """Undo what peft needs in a config only while it injects."""
+        if config is None or "_asked_targets" not in vars(config):
+            return
+        vars(config).pop("_planned", None)
+        asked = vars(config).pop("_asked_targets")
+        # peft spells "all-linear" out, which the plan does; what it takes by default it writes down
+        default = default_targets(model) if config.has_targets else None
+        config.target_modules = default if asked is None else asked
 
     def _prepare_adapter_config(self, peft_config: ShareConfig, model_config: dict) -> ShareConfig:
         if not isinstance(peft_config, ShareConfig):
             raise ConfigError(f"a {type(peft_config).__name__} cannot be added beside hf_share adapters")
         plan = self._plan_for(peft_config)
-        resolved = peft_config.with_plan(plan)
+        resolved = peft_config.bound(plan)
         resolved._asked_targets = peft_config.target_modules
         if not additions(plan).steps:
             resolved.target_modules = DUMMY_TARGET_MODULES
@@ -88,15 +100,16 @@ class ShareModel(BaseTuner):
 
     def _plan_for(self, config: ShareConfig) -> SharePlan:
         record = attached(self.model)
-        if record is None or not structure(record.plan).steps or config._plan is None:
+        if record is None or not structure(record.plan).steps or config._given is None:
             plan = config.resolve(self.model)
         else:
-            plan = config._plan
+            plan = config._given
         if record is not None and structure(plan).steps and structure(record.plan).steps:
             if structure(plan) != structure(record.plan.source()):
                 raise Refused(
                     f"the base model already has the structure\n{structure(record.plan.source())}\n"
-                    f"and this adapter asks for\n{structure(plan)}\nAll adapters of a model share one structure"
+                    f"and this adapter asks for\n{structure(plan)}\n"
+                    "All adapters of a model share one structure"
                 )
         return plan
 
@@ -104,19 +117,20 @@ class ShareModel(BaseTuner):
         plan = peft_config._plan
         assert plan is not None
         record = attached(model)
-        if structure(plan).steps and (record is None or not structure(record.plan).steps):
-            check(model, plan)
+        adds = additions(plan)
+        shapes = bool(structure(plan).steps) and (record is None or not structure(record.plan).steps)
+        check(model, plan if shapes else adds)
+        self._seed = draw_seed()
+        if shapes:
             build(model, structure(plan), self._seed)
             record_plan(model)
-        adds = additions(plan)
-        check(model, adds)
         index = {s.name: s for s in sites(model, parts=True)}
         planned: dict[str, list[tuple[Generate, list[Site], Site]]] = {}
         for step in adds.generates:
             found = step_sites(index, step)
             for site in found:
                 planned.setdefault(prefix(model) + site.module, []).append((step, found, site))
-        object.__setattr__(peft_config, "_planned", planned)
+        peft_config._planned = planned
 
     @staticmethod
     def _check_target_module_exists(peft_config: ShareConfig, key: str) -> Any:
@@ -162,7 +176,7 @@ class ShareModel(BaseTuner):
             rule = make_rule(step.rule, step.args)
             for name, shape in rule.shared(found).items():
                 value = torch.empty(shape, dtype=dtype)
-                rule.reset(name, value, found, generator(self._seed, adapter, step.group, name))
+                rule.reset(name, value, found, generator(self._seed, step.group, name))
                 store.add_tensor(name, adapter, value.to(device))
             store.set_adapter(self.active_adapters)
         return store
@@ -174,8 +188,8 @@ class ShareModel(BaseTuner):
         for name in names:
             if name in self.peft_config and structure(self._plan_of(name)).steps:
                 raise Refused(
-                    f"{what}: adapter {name!r} changed the structure of the base model, which cannot be taken back. "
-                    "Use merge_and_unload() or hf_share.materialize(model) for a plain model, "
+                    f"{what}: adapter {name!r} changed the structure of the base model, which cannot be "
+                    "taken back. Use merge_and_unload() or hf_share.materialize(model) for a plain model, "
                     "hf_share.compressed(model) for the compressed one, or load the base model again"
                 )
 

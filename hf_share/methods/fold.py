@@ -91,7 +91,7 @@ class FoldConfig(ShareConfig):
 
     @property
     def needs_calibration(self) -> bool:
-        return bool(self.removal_rate) and self._plan is None
+        return bool(self.removal_rate) and self._given is None
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         stack = stacks(model)[only_stack(model, self.stack)]

@@ -57,6 +57,7 @@ class ShareLoraConfig(ShareConfig):
     """
 
     name: ClassVar[str] = "share_lora"
+    has_targets: ClassVar[bool] = True
 
     r: int = 8
     lora_alpha: float = 8

@@ -22,6 +22,7 @@ from ..methods.share_lora import ShareLoraConfig
 from ..share import compressed
 from .distill import DistillTrainer, StopAfter
 from .settings import Settings
+from .text import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +49,6 @@ class HealConfig(Settings):
     seed: int = 0
 
     MAY_BE_ZERO = ("seed", "warmup_steps")
-
-
-class Windows(torch.utils.data.Dataset):
-    """Rows of (n, context) as Trainer wants them; the loss shifts the labels itself."""
-
-    def __init__(self, windows: Tensor):
-        self.windows = windows
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.windows[index], "labels": self.windows[index]}
 
 
 def heal(

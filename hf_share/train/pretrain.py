@@ -18,17 +18,15 @@ good in minutes:
 
 from __future__ import annotations
 
-import dataclasses
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -38,16 +36,17 @@ from transformers import (
     set_seed,
 )
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError
 from ..eval.perplexity import Perplexity, perplexity
-from .text import Text, load_text, target_bytes, windows
+from .settings import Settings
+from .text import Text, Windows, load_text, target_bytes, windows
 
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(Settings):
     """All numbers of a run. The model's sizes have the names of `LlamaConfig`; lengths are in tokens."""
 
     text: str = "stdlib"  # what `load_text` takes
@@ -73,46 +72,13 @@ class PretrainConfig:
     save_steps: int = 100
     seed: int = 0
 
+    MAY_BE_ZERO = ("seed", "warmup_steps", "decay_steps")
+
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for name, kind in hints.items():
-            object.__setattr__(self, name, _cast(name, getattr(self, name), kind))
-            least = 0 if name in ("seed", "warmup_steps", "decay_steps") else 1
-            if kind is int and getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least {least}")
+        super().__post_init__()
         if self.warmup_steps + self.decay_steps > self.steps:
             parts = f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps}"
             raise ConfigError(f"{parts} do not fit in steps={self.steps}")
-
-    @classmethod
-    def load(cls, path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> PretrainConfig:
-        """Reads a YAML file of keys and values, where one is given; `overrides` win over it."""
-        values: dict[str, Any] = {}
-        if path is not None:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must hold keys and values, not a {type(values).__name__}")
-        values = {**values, **(overrides or {})}
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise unknown("key", key, known, ConfigError)
-        return cls(**values)
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`["--steps", "10", "--resume"]` -> `{"steps": "10", "resume": "true"}`; `--steps=10` works too."""
-    found: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise ConfigError(f"{word!r} has no key; options are given as --key value")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        found[key.replace("-", "_")] = value
-    return found
 
 
 def train_tokenizer(documents: Iterable[str], *, vocab_size: int, context: int) -> PreTrainedTokenizerFast:
@@ -206,7 +172,7 @@ def pretrain(config: PretrainConfig) -> Perplexity:
     trainer = PretrainTrainer(
         model=build_model(config, tokenizer),
         args=_training_arguments(config),
-        train_dataset=_Windows(windows(tokenizer, text.train, config.context)),
+        train_dataset=Windows(windows(tokenizer, text.train, config.context)),
     )
     trainer.train(resume_from_checkpoint=config.resume or None)
     model = trainer.accelerator.unwrap_model(trainer.model).to(torch.bfloat16)
@@ -219,19 +185,6 @@ def pretrain(config: PretrainConfig) -> Perplexity:
         card = _card(config, text, model, measured)
         (Path(config.output) / "README.md").write_text(card, encoding="utf-8")
     return measured
-
-
-class _Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Rows of (n, context) as Trainer wants them; the model shifts the labels itself."""
-
-    def __init__(self, windows: Tensor) -> None:
-        self._windows = windows
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self._windows[index], "labels": self._windows[index]}
 
 
 def _training_arguments(config: PretrainConfig) -> TrainingArguments:
@@ -266,20 +219,6 @@ def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
         hidden = parameter.ndim == 2 and id(parameter) not in ends
         (matrices if hidden else others).append(parameter)
     return matrices, others
-
-
-def _cast(name: str, value: Any, kind: type) -> Any:
-    """A value as its field's type: YAML reads `4e-3` as text and `1` as an int, a command line only text."""
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(value, str):
-        try:
-            return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-        except (KeyError, ValueError):
-            pass
-    raise ConfigError(f"{name}={value!r} is not of type {kind.__name__}")
 
 
 def _card(config: PretrainConfig, text: Text, model: LlamaForCausalLM, measured: Perplexity) -> str:

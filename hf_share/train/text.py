@@ -205,3 +205,16 @@ def _split_one(documents: list[str], heldout: float) -> tuple[tuple[str, ...], t
 def _split_many(documents: list[str], heldout: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     cut = min(max(round(len(documents) * (1 - heldout)), 1), len(documents) - 1)
     return tuple(documents[:cut]), tuple(documents[cut:])
+
+
+class Windows(torch.utils.data.Dataset):
+    """Rows of (n, context) as Trainer wants them; the loss shifts the labels itself."""
+
+    def __init__(self, windows: Tensor):
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.windows[index], "labels": self.windows[index]}

@@ -15,21 +15,19 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import hf_share
 from hf_share.eval.perplexity import Perplexity, perplexity
 from hf_share.plots import plot_tradeoff
 from hf_share.train.heal import HealConfig, heal
-from hf_share.train.pretrain import PretrainConfig, model_config, pretrain
 from hf_share.train.text import load_text, target_bytes, windows
 
 
@@ -46,8 +44,6 @@ def main() -> None:
     out.mkdir(parents=True)
 
     console.rule("1  a dense model and real text")
-    if options.model is None:
-        options.model = base_model(options)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     text = load_text(options.text)
     dense = load(options.model)
@@ -121,33 +117,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--eval-windows", type=int, default=128, help="held-out windows to measure on")
     return parser.parse_args()
-
-
-def base_model(options: argparse.Namespace) -> str:
-    """The folder of the default model: trained once by recipes/pretrain.yaml, as many steps as fit in the
-    time.
-    """
-    folder = Path("runs/base")
-    if (folder / "model.safetensors").exists():
-        return str(folder)
-    recipe = PretrainConfig.load(HERE.parents[1] / "recipes" / "pretrain.yaml", {"output": str(folder)})
-    fit = int(60 * options.base_minutes / step_seconds(recipe))
-    steps = max(min(fit, recipe.steps), 40)
-    recipe = replace(recipe, steps=steps, warmup_steps=steps // 20, decay_steps=steps // 2, save_steps=steps)
-    console.print(f"training a small model on the standard library: {steps} steps")
-    console.print(f"held out: {pretrain(recipe)}")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return str(folder)
-
-
-def step_seconds(recipe: PretrainConfig) -> float:
-    """Time of a training step on this machine: the second of two, since the first also warms up."""
-    model = LlamaForCausalLM(model_config(recipe, recipe.vocab_size))
-    ids = torch.randint(0, recipe.vocab_size, (recipe.batch, recipe.context))
-    for _ in range(2):
-        start = time.perf_counter()
-        model(input_ids=ids, labels=ids).loss.backward()
-    return time.perf_counter() - start
 
 
 def load(model: str) -> torch.nn.Module:

@@ -105,7 +105,7 @@ def test_bfloat16(name, tmp_path):
     again = tf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     cast = model.to(torch.bfloat16)
-    for name, value in buffers.items():  # rotary frequencies stay in fp32 when a model is loaded, shared or not
+    for name, value in buffers.items():  # rotary frequencies stay in fp32 when a model is loaded
         path, _, leaf = name.rpartition(".")
         cast.get_submodule(path)._buffers[leaf] = value
     assert {p.dtype for p in again.parameters()} == {torch.bfloat16}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""python tests/workers/reload.py FOLDER: load every case of FOLDER and say whether its logits are the saved ones.
+"""python tests/workers/reload.py FOLDER: load every case of FOLDER and say whether its logits are as saved.
 
 A case is a folder with `saved` (a checkpoint, or an adapter beside its `base`) and `case.pt`: the name of the
 Auto class, the inputs, the logits and the groups of tied names.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_share.train.pretrain import MuonAdamW, PretrainConfig, parse_overrides, pretrain
+from hf_share.train.pretrain import MuonAdamW, PretrainConfig, pretrain
+from hf_share.train.settings import parse_overrides
 
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "pretrain.yaml"
@@ -80,7 +82,7 @@ def test_the_optimizer_survives_a_state_dict() -> None:
     _step(model, first)
     twin.load_state_dict(model.state_dict())
     second = MuonAdamW(twin, lr=0.5, weight_decay=0.0)
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))  # torch keeps the tensors it is given
     _step(model, first)
     _step(twin, second)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))

@@ -128,7 +128,12 @@ def test_the_largest_row_through_peft():
     [(name, *key, percent) for name, row in FOLD for key, percent in row.items()],
 )
 def test_fold(name, removed, group, percent):
-    model = meta(name)
-    assert unique(model) == TOTAL[name]
-    hf_share.share(model, FoldConfig(remove=list(range(5, 5 + removed)), group_size=group))
-    assert round(100 * (1 - unique(model) / TOTAL[name]), 1) == percent
+    whole, private = meta(name), meta(name)
+    assert unique(whole) == TOTAL[name]
+    config = {"remove": list(range(5, 5 + removed)), "group_size": group}
+    hf_share.share(whole, FoldConfig(**config, share_norms=True))  # the table counts whole blocks
+    assert round(100 * (1 - unique(whole) / TOTAL[name]), 1) == percent
+    hf_share.share(private, FoldConfig(**config))
+    sets = {id(layer.mlp.up_proj.weight) for layer in private.model.layers}
+    again = private.config.num_hidden_layers - len(sets)
+    assert unique(private) - unique(whole) == again * 2 * private.config.hidden_size, "norms stay private"

@@ -28,7 +28,8 @@ def run(*arguments: object) -> str:
 
 
 def test_share_describe_materialize(folder):
-    shared = json.loads(run("share", folder / "dense", "-o", folder / "small", "--groups", "0/1,2/3", "--json"))
+    small = folder / "small"
+    shared = json.loads(run("share", folder / "dense", "-o", small, "--groups", "0/1,2/3", "--json"))
     assert [g["visits"] for g in shared["groups"]] == [2]
     assert json.loads(run("describe", folder / "small", "--json", "--plot", folder / "grid.png")) == shared
     assert (folder / "grid.png").exists()
@@ -42,7 +43,8 @@ def test_share_describe_materialize(folder):
 def test_share_takes_a_plan(folder):
     plan = hf_share.SharePlan((hf_share.Arrange(stack="layers", order=(0, 1, 0, 1)),))
     (folder / "plan.json").write_text(plan.to_json())
-    shared = json.loads(run("share", folder / "dense", "-o", folder / "small", "--plan", folder / "plan.json", "--json"))
+    given = folder / "plan.json"
+    shared = json.loads(run("share", folder / "dense", "-o", folder / "small", "--plan", given, "--json"))
     assert hf_share.SharePlan.from_dict(shared["plan"]).source() == plan
 
 
@@ -69,5 +71,6 @@ def test_errors_are_one_line_and_nothing_is_written(folder, monkeypatch, capsys,
 
 def test_help_names_every_option():
     text = run("share", "--help")
-    for option in ("--removal-rate", "--remove", "--group-size", "--groups", "--parent", "--stack", "--plan", "--json"):
+    options = "--removal-rate --remove --group-size --groups --parent --stack --plan --json"
+    for option in options.split():
         assert option in text
