@@ -62,6 +62,7 @@ def check(model: nn.Module, step: Arrange, form: str) -> None:
             f"{where}: order {step.order} is in source form; a checkpoint's plan names first visits"
         )
     _check_members(stack, step)
+    _check_mean(stack, step)
     _check_partial(stack, step, form)
     for depth, source in enumerate(step.order):
         if source is None:
@@ -82,6 +83,21 @@ def _check_members(stack: Stack, step: Arrange) -> None:
                 raise Refused(
                     f"stack {step.stack!r}: layers {source} and {member} cannot share {name!r}: "
                     f"{theirs.get(name)} != {mine.get(name)}"
+                )
+
+
+def _check_mean(stack: Stack, step: Arrange) -> None:
+    """Quantised numbers have no mean, and skipping them would be silent."""
+    if step.merge != "mean":
+        return
+    for layer in sorted({m for members in step.groups().values() if len(members) > 1 for m in members}):
+        for name, value in tensors(stack.layers[layer]):
+            plain = type(value) is nn.Parameter and value.is_floating_point()
+            if isinstance(value, nn.Parameter) and not plain and is_owned(step, name):
+                raise Refused(
+                    f"stack {step.stack!r}: {name!r} of layer {layer} is quantised ({type(value).__name__}), "
+                    "so the layers of a group have no mean; fold the model before it is quantised, or take "
+                    "parent='first'"
                 )
 
 

@@ -100,7 +100,10 @@ def materialize(model: Model, output: Output, dtype: Dtype = "auto", force: Forc
 def _load(model: str, dtype: str, tokenizer: bool = True) -> tuple[Any, Any]:
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(model)
+    try:
+        config = transformers.AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise OSError(f"no model at {model!r}: {error}") from None
     name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     auto = getattr(transformers, name, transformers.AutoModel)
     loaded = auto.from_pretrained(model, dtype=dtype)

@@ -22,7 +22,7 @@ from .errors import ConfigError, UnknownKey, nearest, unknown
 from .peft_type import PEFT_TYPE
 from .plan import SharePlan
 from .rebuild import rebuild
-from .rules import at_full_size
+from .rules import with_choices
 
 
 METHODS: dict[str, type[ShareConfig]] = {}
@@ -169,7 +169,7 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
             return self.steps(model, calibration)
         if not self.needs_calibration and (type(self) is not ShareConfig or self.methods is not None):
             said = self.steps(model, calibration)
-            if said != at_full_size(self._given):
+            if said != with_choices(self._given):
                 raise ConfigError(
                     f"the config and its plan disagree; the config says\n{said}\n"
                     f"the plan says\n{self._given}\n"

@@ -17,8 +17,7 @@ from torch import nn
 
 from .errors import ConfigError, unknown
 from .modules import Binding
-from .plan import Generate, SharePlan
-from .rules import make_rule
+from .rules import with_choices
 from .ties import attached
 
 
@@ -83,25 +82,14 @@ def bindings(model: nn.Module) -> Iterator[Binding]:
 def _record(model: nn.Module, settings: dict[str, Any]) -> None:
     record = attached(model)
     if record is not None:
-        record.plan = _with_choice(record.plan, settings)
+        record.plan = with_choices(record.plan, settings)
         config = getattr(getattr(model, "config", None), "quantization_config", None)
         if config is not None and hasattr(config, "plan"):
             config.plan = record.plan.to_dict()
     configs = getattr(model, "peft_config", {})
     for name, config in list(configs.items()):
         if getattr(config, "_plan", None) is not None:
-            configs[name] = config.bound(_with_choice(config._plan, settings))
-
-
-def _with_choice(plan: SharePlan, settings: dict[str, Any]) -> SharePlan:
-    def chosen_step(step: Any) -> Any:
-        if not isinstance(step, Generate):
-            return step
-        own = {k: v for k, v in settings.items() if k in make_rule(step.rule, step.args).choices()}
-        args = {k: v for k, v in {**step.args, **own}.items() if v is not None}
-        return replace(step, args=args)
-
-    return SharePlan(tuple(chosen_step(s) for s in plan.steps), plan.form)
+            configs[name] = config.bound(with_choices(config._plan, settings))
 
 
 def _span(values: tuple[Any, ...]) -> str:

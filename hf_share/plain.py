@@ -33,6 +33,15 @@ def require_name(value: Any, where: str) -> None:
         raise PlanError(f"{where}: {value!r:.80} is not a name")
 
 
+def require_sites(sites: tuple, where: str) -> None:
+    if not sites:
+        raise PlanError(f"{where} has no sites")
+    for site in sites:
+        require_name(site, f"{where}: site")
+    if len(set(sites)) != len(sites):
+        raise PlanError(f"{where} names a site twice")
+
+
 class Args(dict):
     """A rule's arguments: a dict that cannot be changed, so plans can be hashed and compared by value."""
 

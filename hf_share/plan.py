@@ -17,10 +17,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import combinations
 from typing import Any, ClassVar
 
 from .errors import PlanError, unknown
-from .plain import freeze, frozen_args, require_count, require_name, thaw
+from .plain import freeze, frozen_args, require_count, require_name, require_sites, thaw
 
 
 VERSION = 1
@@ -32,13 +33,11 @@ FORMS = ("source", "checkpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class Arrange:
-    """Which source layer stands at each depth of `stack`: a repeated source is stored once, a missing one is
-    gone.
+    """Which source layer stands at each depth: a repeated source is stored once, a missing one is gone.
 
     Args:
         stack: path of the layer list, relative to the backbone (`layers`, `h`, `encoder.block`).
-        order: a source layer for each depth. With `roles` narrowed to a sub-layer, `None` removes it at that
-            depth.
+        order: a source layer for each depth. With `roles` narrowed to a sub-layer, `None` removes it there.
         roles: `"all"`, or paths inside a layer (`("self_attn",)`): only these are arranged.
         private: roles that stay per depth although the rest is shared (norms).
         merge: how the layers that meet in one source become one weight: `"first"` or `"mean"`.
@@ -168,19 +167,12 @@ class Generate:
             raise PlanError(
                 f"generate step: group {self.group!r} must have no dot and not begin with 'hf_share'"
             )
-        if not self.sites:
-            raise PlanError(f"generate step {self.group!r} has no sites")
-        for site in self.sites:
-            require_name(site, f"generate step {self.group!r}: site")
-        if len(set(self.sites)) != len(self.sites):
-            raise PlanError(f"generate step {self.group!r} names a site twice")
+        require_sites(self.sites, f"generate step {self.group!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Insert:
-    """A small registered module (a gate, an output norm) at each of `sites`, which are layers or sub-
-    layers.
-    """
+    """A small registered module (a gate, an output norm) at each of `sites`: layers or sub-layers."""
 
     step: ClassVar[str] = "insert"
     kind: str
@@ -191,10 +183,7 @@ class Insert:
         require_name(self.kind, "insert step: kind")
         freeze(self, "sites")
         object.__setattr__(self, "args", frozen_args(self.args, f"insert step {self.kind!r}: args"))
-        if not self.sites:
-            raise PlanError(f"insert step {self.kind!r} has no sites")
-        for site in self.sites:
-            require_name(site, f"insert step {self.kind!r}: site")
+        require_sites(self.sites, f"insert step {self.kind!r}")
 
 
 Step = Arrange | Generate | Insert
@@ -203,8 +192,7 @@ STEPS: dict[str, type] = {cls.step: cls for cls in (Arrange, Generate, Insert)}
 
 @dataclass(frozen=True)
 class SharePlan:
-    """An ordered tuple of steps and the form they are in. Equal by value; `to_json` and `from_json` are
-    exact.
+    """An ordered tuple of steps and the form they are in. Equal by value; exact through JSON and back.
 
     Example:
         >>> plan = SharePlan((Arrange(stack="layers", order=(0, 1, 1, 2)),))
@@ -247,15 +235,11 @@ class SharePlan:
         for group in groups:
             if groups.count(group) > 1:
                 raise PlanError(f"two generate steps own the group {group!r}; give each its own name")
-        owned: list[Arrange] = []
-        for step in self.arranges:
-            for other in owned:
-                if other.stack == step.stack and _overlap(other.roles, step.roles):
-                    raise PlanError(
-                        f"two arrange steps own roles {step.roles!r} of stack {step.stack!r}; "
-                        "merge them into one"
-                    )
-            owned.append(step)
+        for one, two in combinations(self.arranges, 2):
+            if one.stack == two.stack and _overlap(one.roles, two.roles):
+                raise PlanError(
+                    f"two arrange steps own roles {two.roles!r} of stack {two.stack!r}; merge them into one"
+                )
 
     @property
     def arranges(self) -> tuple[Arrange, ...]:
@@ -280,9 +264,7 @@ class SharePlan:
         return SharePlan(self.steps + other.steps, self.form)
 
     def checkpoint(self) -> SharePlan:
-        """This plan in checkpoint form: depths count visits, each `order` names first visits, `origin`
-        keeps the source.
-        """
+        """This plan in checkpoint form: depths count visits, `origin` keeps the source step."""
         if self.form == "checkpoint":
             return self
         return SharePlan(tuple(_to_checkpoint(s) for s in self.steps), "checkpoint")

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import PlanError, unknown
-from .plan import Generate, SharePlan
+from .plan import Generate, SharePlan, Step
 from .sites import Site
 
 
@@ -117,17 +117,22 @@ def make_rule(name: str, args: Mapping[str, Any]) -> Rule:
     return cls(**args)
 
 
-def at_full_size(plan: SharePlan) -> SharePlan:
-    """The plan without its active choices: two plans that differ in a choice only describe the same
-    tensors.
+def with_choices(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> SharePlan:
+    """The plan with these choices active, where its rules offer them; a choice of None is the full size.
+
+    Without `settings` every rule is at its full size: two plans that differ in a choice only describe the
+    same tensors.
     """
-    steps = tuple(_at_full_size(s) if isinstance(s, Generate) else s for s in plan.steps)
-    return SharePlan(steps, plan.form)
+    return SharePlan(tuple(_with_choices(step, settings) for step in plan.steps), plan.form)
 
 
-def _at_full_size(step: Generate) -> Generate:
+def _with_choices(step: Step, settings: Mapping[str, Any] | None) -> Step:
+    if not isinstance(step, Generate):
+        return step
     offered = make_rule(step.rule, step.args).choices()
-    return replace(step, args={k: v for k, v in step.args.items() if k not in offered})
+    asked = dict.fromkeys(offered) if settings is None else settings
+    args = {**step.args, **{k: v for k, v in asked.items() if k in offered}}
+    return replace(step, args={k: v for k, v in args.items() if not (k in offered and v is None)})
 
 
 def draw_seed() -> int:

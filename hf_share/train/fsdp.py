@@ -3,7 +3,7 @@
 """FSDP2 units of a shared model.
 
 `fully_shard` refuses a parameter that two units see, so layers that share tensors form one unit, and what a
-layer shares with something outside the layers (a tied embedding, a guard) belongs to the root. Stores are
+layer shares with something outside the layers (a tied embedding) belongs to the root. Stores are
 called, not aliased, and need nothing: they belong to the root.
 
     for unit in fsdp_units(model):

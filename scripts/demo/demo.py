@@ -4,8 +4,9 @@
 
 The main job end to end: take a small real language model, let neighbouring layers share their weights, heal
 it for a few minutes on real text, measure, save, and load it again in a fresh process with the same logits
-bit for bit. Without options it needs no network: the model is in this folder, the text is the running
-Python's own standard library.
+bit for bit. Without options it needs no network: the text is the running Python's own standard library, and
+the model is trained on it once, by recipes/pretrain.yaml in as many steps as fit in a few minutes, and kept
+in runs/base.
 """
 
 import argparse
@@ -15,19 +16,21 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
 import hf_share
 from hf_share.eval.perplexity import Perplexity, perplexity
 from hf_share.plots import plot_tradeoff
 from hf_share.train.heal import HealConfig, heal
+from hf_share.train.pretrain import PretrainConfig, model_config, pretrain
 from hf_share.train.text import load_text, target_bytes, windows
 
 
@@ -44,6 +47,7 @@ def main() -> None:
     out.mkdir(parents=True)
 
     console.rule("1  a dense model and real text")
+    options.model = options.model or base_model(options.base_minutes)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     text = load_text(options.text)
     dense = load(options.model)
@@ -106,10 +110,11 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", default=str(HERE / "base"), help="a causal language model: Hub id or folder"
+        "--model", help="a causal language model: Hub id or folder; a small one is trained once if not given"
     )
     parser.add_argument("--text", default="stdlib", help="stdlib, a text or .jsonl file, or a data set id")
     parser.add_argument("--output", default="runs/demo")
+    parser.add_argument("--base-minutes", type=float, default=3.0, help="for training the default model")
     parser.add_argument("--minutes", type=float, default=2.0, help="healing stops after so long")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rank", type=int, default=16)
@@ -117,6 +122,37 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--eval-windows", type=int, default=128, help="held-out windows to measure on")
     return parser.parse_args()
+
+
+def base_model(minutes: float) -> str:
+    """The folder of the default model, trained if it is not there yet."""
+    folder = Path("runs/base")
+    if (folder / "model.safetensors").exists():
+        return str(folder)
+    recipe = PretrainConfig.load(HERE.parents[1] / "recipes" / "pretrain.yaml", {"output": str(folder)})
+    seconds = {bf16: step_seconds(recipe, bf16) for bf16 in (True, False)}
+    bf16 = seconds[True] < seconds[False]  # not on every CPU
+    steps = max(min(int(60 * minutes / seconds[bf16]), recipe.steps), 40)
+    recipe = replace(
+        recipe, steps=steps, warmup_steps=steps // 20, decay_steps=steps // 2, save_steps=steps, bf16=bf16
+    )
+    console.print(f"training a small model on the standard library: {steps} steps")
+    console.print(f"held out: {pretrain(recipe)}")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return str(folder)
+
+
+def step_seconds(recipe: PretrainConfig, bf16: bool) -> float:
+    """Time of a training step on this machine: the second of two, since the first also warms up."""
+    model = LlamaForCausalLM(model_config(recipe, recipe.vocab_size))
+    ids = torch.randint(0, recipe.vocab_size, (recipe.batch, recipe.context))
+    start = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+    return time.perf_counter() - start
 
 
 def load(model: str) -> torch.nn.Module:
