@@ -29,6 +29,7 @@ from torch import nn
 
 from .errors import CheckpointError
 from .plan import SharePlan
+from .shelter import sheltered_saving
 from .sites import STORES, backbone, prefix, resolve, stacks
 
 
@@ -144,7 +145,10 @@ def _save_pretrained(
     adapters_only = getattr(model, "_hf_peft_config_loaded", False)
     if getattr(model, "hf_quantizer", None) is None and not adapters_only:  # our quantizer does it by itself
         state_dict = to_file(model, model.state_dict() if state_dict is None else state_dict)
-    return type(model).save_pretrained(model, save_directory, is_main_process, state_dict, *args, **kwargs)
+    with sheltered_saving(model):
+        return type(model).save_pretrained(
+            model, save_directory, is_main_process, state_dict, *args, **kwargs
+        )
 
 
 def to_file(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ LAYERS = (
     "errors plain plan linalg",
     "fused sites peft_type",
     "rules rebuild targets config",
-    "modules",
+    "modules shelter",
     "ties arrange",
     "attach",
     "fit materialize importance describe plots elastic",

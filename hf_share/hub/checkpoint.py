@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import CheckpointError
+from ..shelter import renamer
 from ..sites import STORES, backbone, prefix
 from ..ties import attached, get_tensor
 
@@ -28,7 +29,7 @@ def check_files(model: Any, files: Sequence[str] | None) -> None:
     """Raise `CheckpointError` if `files` do not hold exactly what `attach` added to `model`."""
     if not files or not all(str(file).endswith(".safetensors") for file in files):
         return  # a state dict in memory, or pickled files, which have no header
-    found = _headers(files, getattr(model, "base_model_prefix", ""))
+    found = _headers(model, files)
     where = Path(files[0]).parent if len(files) > 1 else files[0]
     expected = _added(model)
     for name, shape in expected.items():
@@ -52,15 +53,17 @@ def is_added(name: str) -> bool:
     return STORES in parts or "share" in parts[:-1]
 
 
-def _headers(files: Sequence[str], prefix: str) -> dict[str, Shape]:
+def _headers(model: Any, files: Sequence[str]) -> dict[str, Shape]:
     """Name from the backbone -> shape of every tensor of ours in the files."""
     found: dict[str, Shape] = {}
+    dot, in_model = f"{getattr(model, 'base_model_prefix', '')}.", renamer(model)
     for file in files:
         try:
             with safe_open(file, framework="pt") as f:
                 for key in f.keys():
                     if is_added(key):
-                        found[key.removeprefix(f"{prefix}.")] = tuple(f.get_slice(key).get_shape())
+                        name = in_model(key).removeprefix(dot)
+                        found[name] = tuple(f.get_slice(key).get_shape())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{file} cannot be read, it is truncated or no safetensors file: {error}"

@@ -156,7 +156,8 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         """A batch in which each row names its adapter, `"__base__"` for none."""
         if self.merged:
             raise ValueError(
-                "Cannot pass `adapter_names` when there are merged adapters, call unmerge_adapter first."
+                "Cannot pass `adapter_names` when there are merged adapters, "
+                "please call `unmerge_adapter` first."
             )
         if len(x) != len(adapter_names):
             raise ValueError(

@@ -27,6 +27,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..attach import arrange, attach, bind, check
 from ..errors import ConfigError, PlanError, Refused, unknown
 from ..plan import SharePlan
+from ..shelter import Shelter, sheltered
 from ..sites import prefix
 from ..ties import Attached, attached, to_file
 from .checkpoint import check_files
@@ -117,9 +118,11 @@ class SharedQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        ours = {id(converter) for converter in self.converters}  # saving writes guards in its own way
+        ours = {id(converter) for converter in self.converters}  # saving has ways of its own
         self.converters = []
-        model._weight_conversions = [c for c in model._weight_conversions or () if id(c) not in ours]
+        model._weight_conversions = [
+            c for c in model._weight_conversions or () if id(c) not in ours and not isinstance(c, Shelter)
+        ]
         if self.inner is not None:
             model.config.quantization_config = self.quantization_config.written()
             return self.inner._process_model_after_weight_loading(model, **kwargs)
@@ -171,7 +174,7 @@ class SharedQuantizer(HfQuantizer):
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
         inner = self.inner
         found = inner.update_weight_conversions(weight_conversions, model) if inner else weight_conversions
-        return [*self.converters, *found]
+        return [*self.converters, *sheltered(found)]
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[Any, dict]:
         if self.inner is None:
