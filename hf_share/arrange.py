@@ -321,7 +321,10 @@ def _take_configs(model: nn.Module, fresh: nn.Module) -> None:
     mine = dict(model.named_modules())
     for path, module in fresh.named_modules():
         if "config" in module.__dict__ and path in mine and "config" in mine[path].__dict__:
+            quantised = getattr(mine[path].config, "quantization_config", None)
             mine[path].config = module.config
+            if quantised is not None:
+                module.config.quantization_config = quantised
 
 
 def remove_sublayers(model: nn.Module, step: Arrange) -> None:

@@ -89,6 +89,15 @@ def rebind(model: nn.Module, ties: Mapping[str, str]) -> None:
     """Make every target of `ties` the same object as its source."""
     for target, source in ties.items():
         set_tensor(model, target, get_tensor(model, source))
+        _share_quantiser_state(owner(model, target)[0], owner(model, source)[0])
+
+
+def _share_quantiser_state(target: nn.Module, source: nn.Module) -> None:
+    """bitsandbytes' 8-bit layers take the scales from the weight to the layer that runs first; tied ones need
+    them too.
+    """
+    if type(source).__module__.startswith("bitsandbytes") and "state" in source.__dict__:
+        target.__dict__["state"] = source.__dict__["state"]
 
 
 def declare(model: nn.Module, record: Attached) -> None:

@@ -236,8 +236,8 @@ def _snapshot(module: nn.Module) -> dict[str, Any]:
     """
     state = dict(module.__dict__)
     state["_parameters"] = dict(module._parameters)
-    if "state" in state:
-        state["state"] = copy.copy(state["state"])
+    if "state" in state:  # of an 8-bit layer, and of every layer tied to it: those keep it as it is
+        module.state = copy.copy(module.state)
     parameters = [(p, dict(p.__dict__)) for p in module._parameters.values() if p is not None]
     return {"module": module, "home": module, "state": state, "parameters": parameters}
 

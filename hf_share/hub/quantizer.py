@@ -59,6 +59,11 @@ class SharedConfig(QuantizationConfigMixin):
     def share_plan(self) -> SharePlan:
         return SharePlan.from_dict(self.plan)
 
+    @property
+    def get_apply_tensor_subclass(self) -> Any:
+        """Of the inner config: peft looks for it here to quantise merged weights anew with torchao."""
+        return _inner_config(dict(self.inner or {})).get_apply_tensor_subclass
+
     def written(self) -> SharedConfig:
         """The config of a model whose weights the inner quantiser has quantised: they are saved so."""
         return SharedConfig(plan=self.plan, inner=self.inner and {**self.inner, WRITTEN: True})
@@ -96,6 +101,7 @@ class SharedQuantizer(HfQuantizer):
         inner = quantization_config.inner
         self.inner: HfQuantizer | None = None
         self.converters: list[WeightConverter] = []
+        self.only_for_loading: list[Any] = []  # saving has ways of its own for guards and quantised weights
         if inner is not None:
             self.inner = _make_inner(copy.deepcopy(inner), kwargs)
         self.pre_quantized = self.inner.pre_quantized if self.inner else True
@@ -118,11 +124,10 @@ class SharedQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        ours = {id(converter) for converter in self.converters}  # saving has ways of its own
-        self.converters = []
-        model._weight_conversions = [
-            c for c in model._weight_conversions or () if id(c) not in ours and not isinstance(c, Shelter)
-        ]
+        done = {id(converter) for converter in self.only_for_loading}
+        self.converters = self.only_for_loading = []
+        kept = (c for c in model._weight_conversions or () if not isinstance(c, Shelter))
+        model._weight_conversions = [c for c in kept if id(c) not in done]
         if self.inner is not None:
             model.config.quantization_config = self.quantization_config.written()
             return self.inner._process_model_after_weight_loading(model, **kwargs)
@@ -172,8 +177,10 @@ class SharedQuantizer(HfQuantizer):
         return self.inner.get_weight_conversions() if self.inner else []
 
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
-        inner = self.inner
-        found = inner.update_weight_conversions(weight_conversions, model) if inner else weight_conversions
+        given, found = {id(c) for c in weight_conversions}, weight_conversions
+        if self.inner is not None:
+            found = self.inner.update_weight_conversions(weight_conversions, model)
+        self.only_for_loading = [*self.converters, *(c for c in found if id(c) not in given)]
         return [*self.converters, *sheltered(found)]
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[Any, dict]:
@@ -199,12 +206,15 @@ class SharedQuantizer(HfQuantizer):
 
 
 def _make_inner(values: dict[str, Any], kwargs: dict[str, Any]) -> HfQuantizer:
-    written = bool(values.pop(WRITTEN, False))
+    written = bool(values.get(WRITTEN, False))
+    return AutoHfQuantizer.from_config(_inner_config(values), **{**kwargs, "pre_quantized": written})
+
+
+def _inner_config(values: dict[str, Any]) -> Any:
     try:
-        config = AutoQuantizationConfig.from_dict(values)
+        return AutoQuantizationConfig.from_dict({k: v for k, v in values.items() if k != WRITTEN})
     except (ValueError, TypeError, AssertionError, KeyError) as error:
         raise ConfigError(f"the inner quantisation of this checkpoint: {error}") from None
-    return AutoHfQuantizer.from_config(config, **{**kwargs, "pre_quantized": written})
 
 
 class _TakeGuard(ConversionOps):

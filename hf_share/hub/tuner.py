@@ -121,6 +121,7 @@ class ShareModel(BaseTuner):
         shapes = bool(structure(plan).steps) and (record is None or not structure(record.plan).steps)
         check(model, plan if shapes else adds)
         self._seed = draw_seed()
+        never_repack(model)
         if shapes:
             build(model, structure(plan), self._seed)
             record_plan(model)
@@ -243,6 +244,17 @@ def _pass_names(
     if beams > 1 and rows == beams * len(names):
         names = [name for name in names for _ in range(beams)]
     return args, {**kwargs, "adapter_names": names}
+
+
+def never_repack(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for CPUs with AVX512-BF16 at the first forward pass that
+    needs no gradient: no gradient comes back through packed weights, or a wrong one.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                module.state_dict()  # unpacks in place
+            module.support_avx512bf16_for_cpu = False
 
 
 def drop_adapter_stores(model: nn.Module) -> None:
