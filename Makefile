@@ -1,6 +1,6 @@
 # make demo    the main job end to end, on an embedded model and text     (MODEL=... TEXT=... for your own)
 # make test    the tests                                                  (PYTEST="-k name" to choose)
-# make conformance   peft's own tests on our configs (fetches peft's source distribution)
+# make conformance   peft's own tests on our configs alone, with their counts
 # make check   style, types, and the direction of imports
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(TEXT),--text "$(TEXT)")
 
 test: $(VENV)/.ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow and not conformance" $(PYTEST)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 conformance: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m conformance -rP

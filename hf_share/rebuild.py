@@ -59,7 +59,18 @@ def rebuild(model: nn.Module, steps: tuple[Arrange, ...]) -> nn.Module | None:
     if config is None or not hasattr(type(model), "from_pretrained") or not hasattr(config, "to_dict"):
         return None
     with torch.device("meta"):
-        return type(model)(arranged_config(model, steps))
+        fresh = type(model)(arranged_config(model, steps))
+    _leave_out(fresh, model)
+    return fresh
+
+
+def _leave_out(fresh: nn.Module, model: nn.Module) -> None:
+    """Take out what the model was built without (a pooler), which its config does not say."""
+    held = dict(model.named_modules())
+    for path, module in list(fresh.named_modules()):
+        for name, child in module._modules.items():
+            if path in held and getattr(held[path], name, child) is None:
+                module._modules[name] = None
 
 
 def arranged_config(model: nn.Module, steps: tuple[Arrange, ...]) -> Any:

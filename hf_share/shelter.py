@@ -55,8 +55,10 @@ def sheltered_saving(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if found:
+        if before is not None:
             model._weight_conversions = before
+        elif found:
+            del model._weight_conversions
 
 
 def renamer(model: Any) -> Callable[[str], str]:

@@ -18,6 +18,8 @@ from hf_share.train.pretrain import MuonAdamW, PretrainConfig, pretrain
 from hf_share.train.settings import parse_overrides
 
 
+pytestmark = pytest.mark.xdist_group("pretrain")  # one trained model for all
+
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "pretrain.yaml"
 
 
