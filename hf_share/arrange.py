@@ -233,6 +233,7 @@ def template(stack: Stack, step: Arrange, depth: int) -> int:
     may have.
     """
     source, member = step.order[depth], step.members[depth]
+    assert source is not None, "only whole layers are placed"
     own = [n for n in stack.signatures[source] if n in stack.partial]
     if not own or member == source == depth:
         return source

@@ -33,7 +33,7 @@ def check(model: nn.Module, plan: SharePlan) -> None:
     """Raise the error `attach(model, plan)` would raise; change nothing, allocate nothing."""
     record = attached(model)
     if record:
-        record.plan + plan.checkpoint()  # raises where a step of each owns the same weight
+        _ = record.plan + plan.checkpoint()  # raises where a step of each owns the same weight
     for step in plan.arranges:
         _arrange.check(model, step, plan.form)
     if plan.inserts:

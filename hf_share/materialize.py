@@ -67,7 +67,7 @@ def make_plain(model: Any) -> nn.Module:
         _untie(model, target, source)
     if hasattr(backbone(model), STORES):
         delattr(backbone(model), STORES)
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return model
@@ -89,7 +89,7 @@ def _untie(model: nn.Module, target: str, source: str) -> None:
 
 
 @torch.no_grad()
-def _merge_share(module: nn.Module) -> None:
+def _merge_share(module: Any) -> None:
     share = module._modules.get("share")
     if not isinstance(share, Share) or isinstance(module, SharedLinear):
         return

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +162,7 @@ class ZeroSublayer(nn.Module):
         return (zero, None) if self.pair else zero
 
 
-def linear_weight(module: nn.Module) -> Tensor:
+def linear_weight(module: Any) -> Tensor:
     """The dense weight (out, in) of a plain linear or Conv1D module."""
     weight = module.weight
     return weight.mT if type(module).__name__ == "Conv1D" else weight

@@ -48,7 +48,7 @@ class Args(dict):
     def _refuse(self, *args: Any, **kwargs: Any):
         raise TypeError("a plan is frozen; make another step with dataclasses.replace")
 
-    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse  # type: ignore[assignment]
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self.items()))

@@ -85,7 +85,7 @@ def compressed(model: Any, adapter_name: str | None = None) -> nn.Module:
     return base
 
 
-def _one_adapter(model: Any, name: str | None) -> str:
+def _one_adapter(model: Any, name: Any) -> str:
     if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
         raise ConfigError("compressed takes a peft model with an hf_share adapter")
     if name is None:

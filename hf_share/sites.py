@@ -259,7 +259,7 @@ def _expert_sites(path: str, role: str, module: nn.Module, where: dict[str, Any]
         yield Site(name=f"{path}.{name}", part=None, role=f"{role}.{name}", **sizes, **where)
 
 
-def features(module: nn.Module) -> tuple[int, int]:
+def features(module: Any) -> tuple[int, int]:
     """(in, out) of a linear or Conv1D module."""
     if type(module).__name__ == "Conv1D":
         return module.nx, module.nf

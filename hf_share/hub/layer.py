@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class AdapterStore(nn.Module, ShareTunerLayer):
     """What a group shares, once for each adapter. A leaf that is called with the adapter's name."""
 
     in_features = out_features = None
-    bias = None
+    bias: Any = None  # type: ignore[assignment]
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -56,11 +56,14 @@ class AdapterStore(nn.Module, ShareTunerLayer):
         self.home = device
 
     def forward(self, adapter: str) -> dict[str, Tensor]:
-        found = ((name, self._modules[name]) for name in self.adapter_layer_names)
-        return {name[len(PREFIX) :]: held[adapter] for name, held in found if adapter in held}
+        return {name[len(PREFIX) :]: held[adapter] for name, held in self._held() if adapter in held}
+
+    def _held(self) -> Iterator[tuple[str, Any]]:
+        for name in self.adapter_layer_names:
+            yield name, self._modules[name]
 
     def __contains__(self, adapter: str) -> bool:
-        return any(adapter in self._modules[name] for name in self.adapter_layer_names)
+        return any(adapter in held for _, held in self._held())
 
     def get_base_layer(self) -> nn.Module:
         return self
@@ -70,8 +73,7 @@ class AdapterStore(nn.Module, ShareTunerLayer):
         raise AttributeError("a store has no base weight")
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
-        for name in self.adapter_layer_names:
-            held = self._modules[name]
+        for _, held in self._held():
             if adapter_name in held and held[adapter_name].device.type != "meta":
                 held[adapter_name] = held[adapter_name].to(device or self.home)
 

@@ -66,7 +66,7 @@ def inner_config(
     """
     given = isinstance(model, PretrainedConfig)
     config = copy.deepcopy(model) if given else AutoConfig.from_pretrained(model, **kwargs)
-    outer = getattr(config, "quantization_config", None)
+    outer: Any = getattr(config, "quantization_config", None)
     values = outer.to_dict() if hasattr(outer, "to_dict") else outer
     if not isinstance(values, dict) or values.get("quant_method") != METHOD:
         raise ConfigError("this is no shared checkpoint; pass quantization_config= to from_pretrained itself")

@@ -203,7 +203,7 @@ class ShareModel(BaseTuner):
         return super().unload()
 
     def _unload_and_optionally_merge(self, *args: Any, merge: bool = True, **kwargs: Any) -> nn.Module:
-        model = super()._unload_and_optionally_merge(*args, merge=merge, **kwargs)
+        model: Any = super()._unload_and_optionally_merge(*args, merge=merge, **kwargs)
         drop_adapter_stores(model)
         return make_plain(model) if merge and attached(model) else model
 
@@ -261,7 +261,9 @@ def drop_adapter_stores(model: nn.Module) -> None:
     """Remove the adapters' stores, and the container if nothing else is in it."""
     base = backbone(model)
     stores = getattr(base, STORES, None)
-    for group in [g for g, s in stores.items() if isinstance(s, AdapterStore)] if stores is not None else ():
+    if stores is None:
+        return
+    for group in [g for g, s in stores.items() if isinstance(s, AdapterStore)]:
         del stores[group]
-    if stores is not None and not len(stores):
+    if not len(stores):
         delattr(base, STORES)

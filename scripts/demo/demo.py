@@ -190,26 +190,25 @@ def fresh(folder: str, probe: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-COLUMNS = {
-    "model": lambda r, dense: r["name"],
+MEASURES = {
     "on disk": lambda r, dense: f"{r['bytes'] / 1e6:.2f} MB",
-    "of dense": lambda r, dense: f"{r['bytes'] / dense['bytes']:.2f}",
-    "stored": lambda r, dense: f"{r['stored'] / 1e6:.2f} M",
-    "used": lambda r, dense: f"{r['used'] / 1e6:.2f} M",
+    "  of dense": lambda r, dense: f"{r['bytes'] / dense['bytes']:.2f}",
+    "parameters stored": lambda r, dense: f"{r['stored'] / 1e6:.2f} M",
+    "parameters used": lambda r, dense: f"{r['used'] / 1e6:.2f} M",
     "perplexity": lambda r, dense: f"{r['perplexity']:.2f}",
-    "bits/byte": lambda r, dense: f"{r['bits_per_byte']:.3f}",
-    "decode tok/s": lambda r, dense: f"{r['tokens_per_second']:.0f}",
-    "peak memory": lambda r, dense: f"{r['peak_mb_above_imports']:.0f} MB",
-    "load": lambda r, dense: f"{r['load_seconds']:.2f} s",
+    "bits per byte": lambda r, dense: f"{r['bits_per_byte']:.3f}",
+    "decoding": lambda r, dense: f"{r['tokens_per_second']:.0f} tok/s",
+    "peak memory": lambda r, dense: f"{r['peak_mb']:.0f} MB",
+    "loading": lambda r, dense: f"{r['load_seconds']:.2f} s",
 }
 
 
 def report(rows: list[dict], out: Path, seconds: float) -> None:
-    table = Table(title=f"\n{out}: measured on held-out text, {seconds / 60:.1f} minutes in all")
-    for head in COLUMNS:
-        table.add_column(head, justify="left" if head == "model" else "right")
+    table = Table("", title=f"\n{out}: measured on held-out text, {seconds / 60:.1f} minutes in all")
     for entry in rows:
-        table.add_row(*(cell(entry, rows[0]) for cell in COLUMNS.values()))
+        table.add_column(entry["name"], justify="right")
+    for name, cell in MEASURES.items():
+        table.add_row(name, *(cell(entry, rows[0]) for entry in rows))
     console.print(table)
     plot_tradeoff(rows, out / "tradeoff.png")
     part = out / "results.json.part"
