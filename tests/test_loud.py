@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import types
 
+import huggingface_hub
 import pytest
 import torch
 import transformers as tf
@@ -55,7 +57,31 @@ def write_trainer(model, folder):
     trainer(model, folder).save_model()
 
 
-WRITERS = (write_bare, write_state_dict, write_gathered, write_sharded, write_trainer)
+class Hub:
+    """What `push_to_hub` asks of the Hub's client; a commit lands in a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def create_repo(self, repo_id, **kwargs):
+        return types.SimpleNamespace(repo_id=repo_id)
+
+    def create_commit(self, operations, **kwargs):
+        self.folder.mkdir(exist_ok=True)
+        for operation in operations:
+            with operation.as_file() as file:
+                (self.folder / operation.path_in_repo).write_bytes(file.read())
+
+
+def write_pushed(model, folder):
+    card = huggingface_hub.ModelCard("---\nlicense: mit\n---\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.utils.hub, "hf_api", lambda: Hub(folder))
+        patch.setattr(tf.utils.hub, "create_and_tag_model_card", lambda *args, **kwargs: card)
+        model.push_to_hub("someone/shared")
+
+
+WRITERS = (write_bare, write_state_dict, write_gathered, write_sharded, write_trainer, write_pushed)
 
 
 def is_loud(cls, folder) -> None:
