@@ -34,7 +34,7 @@ conformance: $(VENV)/.ready
 check: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet pyright
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 style: $(VENV)/.ready
