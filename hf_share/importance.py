@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import AutoTokenizer
 
 from .errors import ConfigError, unknown
 from .sites import stacks
@@ -26,7 +27,8 @@ def block_influence(model: nn.Module, calibration: Sequence[Any], stack: str | N
     """Block influence of every layer of `stack`, between 0 (does nothing) and 2.
 
     Args:
-        calibration: batches to run: token tensors of shape (batch, length), or dicts of the model's inputs.
+        calibration: texts, for the tokenizer that lies where the model was loaded from; or batches: token
+            tensors of shape (batch, length), or dicts of the model's inputs.
         stack: path of the stack; may be left out if the model has only one.
     """
     path = only_stack(model, stack)
@@ -69,19 +71,14 @@ def only_stack(model: nn.Module, stack: str | None) -> str:
 
 
 def batches(model: nn.Module, calibration: Sequence[Any]) -> Iterable[dict[str, Tensor]]:
-    """Calibration data as model inputs on the model's device. Texts are refused: only a tokenizer can read
-    them.
-    """
-    if not calibration:
-        raise ConfigError("calibration is empty; give token tensors of shape (batch, length)")
+    """Calibration data as model inputs on the model's device."""
+    if not len(calibration):
+        raise ConfigError("calibration is empty; give texts, or token tensors of shape (batch, length)")
+    if isinstance(calibration, str) or isinstance(calibration[0], str):
+        calibration = tokenize(_own_tokenizer(model), calibration, _window(model))
     device = next(model.parameters()).device
     out = []
     for batch in calibration:
-        if isinstance(batch, str):
-            raise ConfigError(
-                "calibration holds texts; tokenise them first, for example with "
-                "hf_share.tokenize(tokenizer, texts, length=256)"
-            )
         values = dict(batch) if hasattr(batch, "keys") else {"input_ids": torch.as_tensor(batch)}
         if values["input_ids"].dim() == 1:
             values = {k: v[None] for k, v in values.items()}
@@ -92,6 +89,24 @@ def batches(model: nn.Module, calibration: Sequence[Any]) -> Iterable[dict[str, 
             values["decoder_input_ids"] = values["input_ids"]
         out.append({k: v.to(device) for k, v in values.items()})
     return out
+
+
+def _own_tokenizer(model: Any) -> Any:
+    """The tokenizer that lies where the model was loaded from."""
+    place = getattr(getattr(model, "config", None), "_name_or_path", "")
+    try:
+        if place:
+            return AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError):
+        pass
+    raise ConfigError(
+        f"calibration holds texts, and there is no tokenizer beside the model ({place or 'made in memory'}); "
+        "tokenise them first: hf_share.tokenize(tokenizer, texts, length=256)"
+    )
+
+
+def _window(model: Any) -> int:
+    return min(256, getattr(model.config, "max_position_embeddings", None) or 256)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str] | str, length: int = 256, batch: int = 4) -> list[Tensor]:

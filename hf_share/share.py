@@ -28,7 +28,7 @@ def share(model: nn.Module, config: ShareConfig | SharePlan, calibration: Any = 
     Args:
         model: any transformers model (or module); it is left as it was if an error is raised.
         config: a method's config, a `ShareConfig`, or a `SharePlan` in source form.
-        calibration: batches of tokens for methods that measure the model, see `hf_share.tokenize`.
+        calibration: for methods that measure the model: texts, or batches of tokens (`hf_share.tokenize`).
 
     Returns:
         The same model. `save_pretrained` writes each shared tensor once, `from_pretrained` loads it exactly.

@@ -11,13 +11,15 @@ import pytest
 import torch
 from promises import no_trace, source
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.generation import GenerationMixin
-from zoo import inputs, logits
+from zoo import build, inputs, logits
 
 import hf_share
 from hf_share import Arrange, SharePlan
 from hf_share.modules import ZeroSublayer
 from hf_share.sites import stacks
+from hf_share.train.pretrain import train_tokenizer
 
 
 def arranged(arch: str, **step) -> nn.Module:
@@ -246,3 +248,13 @@ def test_block_influence_by_hand():
     least = min(range(4), key=lambda d: found[d])
     plan = hf_share.FoldConfig(removal_rate=0.25).resolve(model, ids)
     assert plan.arranges[0].order == tuple(d for d in range(4) if d != least)
+
+
+def test_texts_are_read_by_the_tokenizer_beside_the_model(tmp_path):
+    build("llama", vocab_size=300).save_pretrained(tmp_path)
+    texts = [f"def f{i}(x):\n    return x * {i}\n" for i in range(40)]
+    tokenizer = train_tokenizer(texts, vocab_size=290, context=64)
+    tokenizer.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = hf_share.tokenize(tokenizer, texts, length=64)
+    assert hf_share.block_influence(model, texts) == hf_share.block_influence(model, tokens)
