@@ -29,19 +29,19 @@ print(json.dumps({"seconds": time.perf_counter() - start}))
 """
 
 SAVE = """
-import json, resource, sys
+import json, sys
 import transformers
 transformers.utils.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
 import hf_share
+from hf_share.eval.memory import memory_rise
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 for p in model.parameters():
     p.data = p.data.clone()  # own memory, not the mapped file
 model.tie_weights()
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
-model.save_pretrained(sys.argv[2], max_shard_size=sys.argv[3])
-print(json.dumps({"rise": peak() - before}))
+with memory_rise() as rise:
+    model.save_pretrained(sys.argv[2], max_shard_size=sys.argv[3])
+print(json.dumps({"rise": rise.peak}))
 """
 
 

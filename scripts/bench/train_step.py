@@ -18,14 +18,14 @@ import hf_share
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 PEAK = """
-import json, resource, sys
+import json, sys
 sys.path.insert(0, sys.argv[2])
 import train_step
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
-step = train_step.stepper(sys.argv[1])
-for _ in range(3): step()
-print(json.dumps({"rise": peak() - before}))
+from hf_share.eval.memory import memory_rise
+with memory_rise() as rise:
+    step = train_step.stepper(sys.argv[1])
+    for _ in range(3): step()
+print(json.dumps({"rise": rise.peak}))
 """
 
 

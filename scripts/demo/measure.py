@@ -8,12 +8,9 @@ speed, peak memory and, against the logits in PROBE, whether it computes the sam
 """
 
 import argparse
-import contextlib
 import json
-import resource
 import sys
 import time
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 import hf_share  # noqa: F401 - lets transformers load shared checkpoints
+from hf_share.eval.memory import memory_rise
 
 
 NEW_TOKENS = 96
@@ -38,8 +36,12 @@ def main() -> None:
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    before = resident("VmRSS")
-    forget_peak()
+    with memory_rise() as rise:
+        report = measure(options)
+    json.dump({**report, "peak_mb": round(rise.peak / 1e6, 1)}, sys.stdout)
+
+
+def measure(options: argparse.Namespace) -> dict:
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(options.folder).eval()
     loaded = time.perf_counter() - start
@@ -48,13 +50,11 @@ def main() -> None:
         logits = model(probe["ids"]).logits
     if options.write:
         save_file({"ids": probe["ids"], "logits": logits.contiguous()}, options.probe)
-    report = {
+    return {
         "load_seconds": round(loaded, 3),
         "tokens_per_second": round(decode_speed(model, probe["ids"][:1, :16]), 1),
-        "peak_mb": round(resident("VmHWM") - before, 1),  # above what the imports hold
         "equal": "logits" in probe and bool(torch.equal(logits, probe["logits"])),
     }
-    json.dump(report, sys.stdout)
 
 
 def decode_speed(model: torch.nn.Module, ids: torch.Tensor) -> float:
@@ -74,22 +74,6 @@ def decode_speed(model: torch.nn.Module, ids: torch.Tensor) -> float:
             model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
         best = max(best, NEW_TOKENS / (time.perf_counter() - start))
     return best
-
-
-def resident(what: str) -> float:
-    """Resident memory of this process in MB: `VmRSS` now, `VmHWM` at its peak; off Linux always the peak."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split(f"{what}:")[1].split()[0]) / 1e3
-    except OSError:
-        scale = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts in bytes, others in kB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-
-
-def forget_peak() -> None:
-    """Start the peak anew: the imports' own was higher than a small model will reach."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":
