@@ -20,7 +20,7 @@ import json, sys, time
 import torch, transformers
 transformers.utils.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
 import hf_share
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM  # the import of its code is not loading
 start = time.perf_counter()
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 for p in model.parameters():

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""make demo    or    python scripts/demo/demo.py [--model ID_OR_PATH] [--text FILE_OR_DATASET] [--minutes 3]
+"""make demo    or    python scripts/demo/demo.py [--model ID_OR_PATH] [--text FILE_OR_DATASET] [--minutes 5]
 
 The main job end to end: take a small real language model, let neighbouring layers share their weights, heal
 it for a few minutes on real text, measure, save, and load it again in a fresh process with the same logits
@@ -114,8 +114,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--text", default="stdlib", help="stdlib, a text or .jsonl file, or a data set id")
     parser.add_argument("--output", default="runs/demo")
-    parser.add_argument("--base-minutes", type=float, default=3.0, help="for training the default model")
-    parser.add_argument("--minutes", type=float, default=2.0, help="healing stops after so long")
+    parser.add_argument("--base-minutes", type=float, default=2.5, help="for training the default model")
+    parser.add_argument("--minutes", type=float, default=1.5, help="healing stops after so long")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
