@@ -48,11 +48,10 @@ print(json.dumps({"rise": rise.peak}))
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dense, folded, resaved = (str(Path(folder) / n) for n in ("dense", "folded", "resaved"))
-        llama(24, width=768, vocab=16384).save_pretrained(dense)
+        llama(24, width=1024, vocab=16384).save_pretrained(dense)
         groups = [list(range(i, i + 3)) for i in range(0, 24, 3)]
-        hf_share.share(llama(24, width=768, vocab=16384), hf_share.FoldConfig(groups=groups)).save_pretrained(
-            folded
-        )
+        model = hf_share.share(llama(24, width=1024, vocab=16384), hf_share.FoldConfig(groups=groups))
+        model.save_pretrained(folded)
         runs = {
             name: (lambda path=path: fresh(LOAD, path)["seconds"])
             for name, path in (("dense", dense), ("folded", folded))
