@@ -1,4 +1,4 @@
-# make demo    the main job end to end, on an embedded model and text     (MODEL=... TEXT=... for your own)
+# make demo    the main job end to end, on an embedded default text       (MODEL=... TEXT=... for your own)
 # make test    the tests                                                  (PYTEST="-k name" to choose)
 # make conformance   peft's own tests on our configs alone, with their counts
 # make check   style, types, and the direction of imports

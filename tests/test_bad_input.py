@@ -205,7 +205,11 @@ FIELDS = {
     "no methods": ("share", {"methods": []}, "needs a plan or methods"),
     "methods of text": ("share", {"methods": ["fold"]}, "methods takes configs"),
     "an unknown method among them": ("share", {"methods": [{"method": "fld"}]}, "did you mean 'fold'"),
-    "an unknown key among them": ("share", {"methods": [{"method": "fold", "r": 1}]}, "got an unexpected"),
+    "an unknown key among them": (
+        "share",
+        {"methods": [{"method": "fold", "r": 1}]},
+        "FoldConfig got an unexpected keyword argument 'r'",
+    ),
     "plan of text": ("share", {"plan": "layers"}, "JSON object"),
 }  # fmt: skip
 

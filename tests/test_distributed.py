@@ -65,7 +65,8 @@ def test_losses_of_one_process(case, launch):
     result = json.loads((launch / "results.json").read_text())[case]
     assert "failed" not in result, result["failed"] + result["trace"]
     assert result["losses"] == pytest.approx(result["expected"], abs=1e-5)
-    assert result["losses"][-1] != result["losses"][0], "it was trained"
+    if not case.endswith(":fsdp2_load"):  # which goes on from a trained file
+        assert result["losses"][-1] < result["losses"][0]
     if "error" in result:
         assert result["keys"] and result["error"] < 1e-5
     assert result.get("sharing", True)

@@ -172,9 +172,15 @@ BAD = {
     "no roles": (_arrange(roles=[]), "roles is empty"),
     "private of text": (_arrange(private="norm"), "private must be a list"),
     "unknown merge": (_arrange(merge="men"), "unknown merge 'men'; did you mean 'mean'"),
-    "mean of a layer twice": (_arrange(order=[0, 1, 1], sources=[0, 0, 1], merge="mean"), "layer 0 into"),
+    "mean of a layer twice": (
+        _arrange(order=[0, 1, 1], sources=[0, 0, 1], merge="mean"),
+        "takes layer 0 into",
+    ),
     "mean elsewhere": (_arrange(order=[0, 0], sources=[1, 2], merge="mean"), "not among"),
-    "origin in source form": (_arrange(origin={"stack": "layers", "order": [0, 1]}), "a checkpoint form"),
+    "origin in source form": (
+        _arrange(origin={"stack": "layers", "order": [0, 1]}),
+        "only a checkpoint form",
+    ),
     "origin of an origin": (
         _arrange(origin={"stack": "h", "order": [0], "origin": {"stack": "h", "order": [0]}}),
         "no origin of its own",
