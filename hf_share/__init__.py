@@ -17,8 +17,9 @@ from .materialize import materialize
 from .methods import discover
 from .methods.fold import FoldConfig
 from .methods.share_lora import ShareLoraConfig
-from .plan import Arrange, Generate, Insert, SharePlan
+from .plan import SharePlan
 from .share import compressed, share
+from .steps import Arrange, Generate, Insert
 
 
 discover()

@@ -11,33 +11,23 @@ name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
+from . import visits
 from .errors import Refused, SiteError
 from .modules import ZeroSublayer
-from .plan import Arrange
 from .rebuild import find_stack, rebuild
-from .sites import Site, Stack, backbone, resolve, stacks, tensors, walk
+from .sites import Stack, backbone, resolve, stacks, tensors, walk
+from .steps import Arrange
 
 
 # Attributes by which a layer's modules know their depth.
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
-
-
-def is_private(step: Arrange, tensor: str) -> bool:
-    """Whether the tensor `self_attn.q_norm.weight` of a layer belongs to a private role."""
-    return any(tensor.startswith(f"{role}.") for role in step.private)
-
-
-def is_owned(step: Arrange, tensor: str) -> bool:
-    """Whether the step decides where the tensor comes from."""
-    return step.roles == "all" or any(tensor.startswith(f"{role}.") for role in step.roles)
 
 
 def check(model: nn.Module, step: Arrange, form: str) -> None:
@@ -77,7 +67,7 @@ def _check_members(stack: Stack, step: Arrange) -> None:
             continue
         mine, theirs = stack.signatures[member], stack.signatures[source]
         for name in set(mine) | set(theirs):
-            if name in stack.partial or is_private(step, name) or not is_owned(step, name):
+            if name in stack.partial or visits.is_private(step, name) or not visits.is_owned(step, name):
                 continue
             if mine.get(name) != theirs.get(name):
                 raise Refused(
@@ -93,7 +83,7 @@ def _check_mean(stack: Stack, step: Arrange) -> None:
     for layer in sorted({m for members in step.groups().values() if len(members) > 1 for m in members}):
         for name, value in tensors(stack.layers[layer]):
             plain = type(value) is nn.Parameter and value.is_floating_point()
-            if isinstance(value, nn.Parameter) and not plain and is_owned(step, name):
+            if isinstance(value, nn.Parameter) and not plain and visits.is_owned(step, name):
                 raise Refused(
                     f"stack {step.stack!r}: {name!r} of layer {layer} is quantised ({type(value).__name__}), "
                     "so the layers of a group have no mean; fold the model before it is quantised, or take "
@@ -105,7 +95,7 @@ def _check_partial(stack: Stack, step: Arrange, form: str) -> None:
     """A tensor that only some depths own stays at its depth, or the result could not be rebuilt."""
     if form == "checkpoint":
         return
-    for name in sorted(n for n in stack.partial if is_owned(step, n)):
+    for name in sorted(n for n in stack.partial if visits.is_owned(step, n)):
         for owner in (d for d, s in enumerate(stack.signatures) if name in s):
             if owner >= len(step.order) or step.members[owner] != owner:
                 raise Refused(
@@ -267,11 +257,11 @@ def _place_layers(base: nn.Module, stack: Stack, step: Arrange) -> None:
     taken: set[tuple[int, str]] = set()
     for depth, (source, member) in enumerate(zip(step.order, step.members, strict=True)):
         for name, _ in list(tensors(new[depth])):
-            if source is None or not is_owned(step, name) or name in stack.partial:
+            if source is None or not visits.is_owned(step, name) or name in stack.partial:
                 continue
-            origin = member if is_private(step, name) else source
+            origin = member if visits.is_private(step, name) else source
             value = values[origin][name]
-            if is_private(step, name) and (origin, name) in taken:
+            if visits.is_private(step, name) and (origin, name) in taken:
                 value = _clone(value)
             taken.add((origin, name))
             _put(new[depth], name, value)
@@ -338,54 +328,3 @@ def remove_sublayers(model: nn.Module, step: Arrange) -> None:
             pair = sublayer_is_pair(stack.layers[depth], role)
             if pair is not None:
                 stack.layers[depth].add_module(role, ZeroSublayer(pair))
-
-
-def ties(model: nn.Module, step: Arrange) -> dict[str, str]:
-    """Aliases of a checkpoint-form step, `{target: source}` by name from the backbone."""
-    stack = find_stack(model, step)
-    out: dict[str, str] = {}
-    for depth, first in enumerate(step.order):
-        if first is None or first == depth:
-            continue
-        for name in stack.signatures[depth]:
-            if is_owned(step, name) and not is_private(step, name) and name not in stack.partial:
-                out[f"{step.stack}.{depth}.{name}"] = f"{step.stack}.{first}.{name}"
-    return out
-
-
-def visited(index: dict[str, Site], step: Arrange) -> dict[str, Site]:
-    """Sites as they are named once the step is applied, from the sites before."""
-    if step.roles != "all":
-        gone = {(d, r) for d, s in enumerate(step.order) if s is None for r in step.roles}
-        return {
-            n: s
-            for n, s in index.items()
-            if not (s.stack == step.stack and any(s.depth == d and _within(s.role, r) for d, r in gone))
-        }
-    out = {n: s for n, s in index.items() if s.stack != step.stack}
-    for depth, source in enumerate(step.order):
-        for site in index.values():
-            if site.stack == step.stack and site.depth == source:
-                head, tail = f"{step.stack}.{source}.", f"{step.stack}.{depth}."
-                moved = replace(
-                    site,
-                    name=tail + site.name[len(head) :],
-                    module=tail + site.module[len(head) :],
-                    depth=depth,
-                )
-                out[moved.name] = moved
-    return out
-
-
-def first_visit(site: Site, steps: Sequence[Arrange]) -> str:
-    """Path of the module that stores the weight of `site`, once `steps` are applied."""
-    for step in steps:
-        tensor = f"{site.role}.weight"
-        if site.stack == step.stack and is_owned(step, tensor) and not is_private(step, tensor):
-            assert site.depth is not None
-            return f"{step.stack}.{step.first_visits[site.depth]}.{site.role}"
-    return site.module
-
-
-def _within(role: str, outer: str) -> bool:
-    return role == outer or role.startswith((f"{outer}.", f"{outer}:"))

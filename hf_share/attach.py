@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from . import arrange as _arrange
+from . import visits
 from .errors import PlanError, Refused, SiteError, unknown
 from .modules import Share, SharedLinear, Store, add_share
-from .plan import Generate, SharePlan
+from .plan import SharePlan
 from .rules import Rule, make_rule
 from .sites import STORES, Site, backbone, find_site, prefix, resolve, sites, store_groups
+from .steps import Generate
 from .ties import GUARD, Attached, attached, declare, guards, rebind
 
 
@@ -67,7 +69,7 @@ def bind(model: nn.Module, plan: SharePlan) -> nn.Module:
     ties = dict(before.ties) if before else {}
     dot = prefix(model)
     for step in plan.arranges:
-        ties.update({dot + t: dot + s for t, s in _arrange.ties(model, step).items()})
+        ties.update({dot + t: dot + s for t, s in visits.ties(model, step).items()})
     for step in plan.generates:
         _bind_generate(model, step)
         if make_rule(step.rule, step.args).kind == "replace":
@@ -132,9 +134,9 @@ def _check_visits(
     """A tied weight is replaced at all its visits, or the others would keep the old one."""
     record = attached(model)
     arranges = (*(record.plan.arranges if record else ()), *plan.arranges)
-    replaced = {_arrange.first_visit(site, arranges): site for site in found}
+    replaced = {visits.first_visit(site, arranges): site for site in found}
     for site in index.values():
-        first = _arrange.first_visit(site, arranges)
+        first = visits.first_visit(site, arranges)
         if site.part is None and first in replaced and site.name not in step.sites:
             raise PlanError(
                 f"site {site.name!r} has the same weight as {replaced[first].name!r}, which group "
@@ -183,7 +185,7 @@ def _visited_sites(model: nn.Module, plan: SharePlan) -> dict[str, Site]:
         return {s.name: s for s in found}
     index = {s.name: s for s in found}
     for step in plan.arranges:
-        index = _arrange.visited(index, step)
+        index = visits.visited(index, step)
     return index
 
 
@@ -199,7 +201,8 @@ def _bind_generate(model: nn.Module, step: Generate) -> None:
     for site in found:
         module = resolve(base, site.module)
         device, dtype = _placement(module)
-        _share_of(base, site, module, rule).bind(rule, site, step.group, store, device=device, dtype=dtype)
+        share, constants = _share_of(base, site, module, rule), rule.constants(site, found)
+        share.bind(rule, site, step.group, store, constants, device=device, dtype=dtype)
 
 
 def _placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:

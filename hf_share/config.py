@@ -63,7 +63,9 @@ class _ByMethod(type):
                 "may come from a newer version of hf_share or peft",
                 stacklevel=2,
             )
-        return super(_ByMethod, target).__call__(*args, **{k: v for k, v in kwargs.items() if k in known})
+        made = super(_ByMethod, target).__call__(*args, **{k: v for k, v in kwargs.items() if k in known})
+        made._from_file = from_file
+        return made
 
 
 def _class_of(cls: type[ShareConfig], method: Any) -> type[ShareConfig]:
@@ -90,6 +92,7 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
     """
 
     name: ClassVar[str] = GENERAL
+    _from_file: ClassVar[bool] = False  # read by peft from an adapter's folder
     has_targets: ClassVar[bool] = False  # True for a method that adds to the modules target_modules names
 
     plan: Any = None
@@ -176,6 +179,11 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
                     "Remove 'plan' to follow the config, or use ShareConfig(plan=...) to follow the plan"
                 )
         return self._given
+
+    @property
+    def is_loaded(self) -> bool:
+        """True if the config came with its plan from an adapter's folder, whose tensors follow."""
+        return self._from_file and self._given is not None
 
     @property
     def needs_calibration(self) -> bool:

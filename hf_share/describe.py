@@ -17,8 +17,9 @@ from torch import nn
 
 from .errors import PlanError
 from .modules import Share, SharedLinear
-from .plan import Arrange, Generate, SharePlan
+from .plan import SharePlan
 from .sites import STORES, backbone, resolve, stacks, tensors
+from .steps import Arrange, Generate
 from .ties import attached
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from .binding import Binding
 from .errors import ConfigError, unknown
-from .modules import Binding
 from .rules import with_choices
 from .ties import attached
 

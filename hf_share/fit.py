@@ -3,102 +3,213 @@
 """From structure to values: merged parents, and the starting values of what rules add.
 
 `build` is attach and fit together, one step after the other, since each step addresses the model the step
-before left. Source weights are read from references taken before the step and one group at a time, so the
-peak is one group's weights.
+before left. Source weights are read from references taken before the step and one site at a time, so the
+peak is the source model, the shared one, and one group's weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import arrange as _arrange
+from . import visits
 from .attach import attach, check, step_sites
-from .modules import Share, linear_weight
-from .plan import Arrange, Generate, SharePlan, Step
-from .rules import draw_seed, generator, make_rule
-from .sites import STORES, backbone, resolve, sites, stacks, tensors
+from .errors import ConfigError, Refused
+from .importance import second_moments
+from .modules import Share, SharedLinear, linear_weight
+from .plan import SharePlan
+from .rules import Rule, draw_seed, generator, make_rule
+from .sites import STORES, Site, backbone, resolve, sites, stacks, tensors
+from .steps import Arrange, Generate, Step
 
 
 Source = Mapping[str, Tensor]
+Values = dict[str, dict[str, Tensor]]
 
 
-def build(model: nn.Module, plan: SharePlan, seed: int | None = None) -> nn.Module:
+def build(
+    model: nn.Module, plan: SharePlan, seed: int | None = None, calibration: Any = None
+) -> nn.Module:
     """Attach every step of a source-form plan to `model` and set its values from the model's own weights, in
     place.
 
     Args:
         seed: for starting values that are random; drawn from torch's generator if None. Each tensor's
             numbers follow from the seed and its name, so they do not depend on the order of sites.
+        calibration: texts or token batches, for rules whose fit weighs errors by the inputs they meet.
     """
     check(model, plan)
     if plan.form == "source":
         _arrange.check_cache(model, plan.arranges)
     seed = draw_seed() if seed is None else seed
+    whole = Whole(model, plan, calibration)
     for step in plan.steps:
         source = capture(model, step)
         attach(model, SharePlan((step,), plan.form))
-        fit(model, step, source, seed)
+        fit(model, step, source, whole, seed)
     return model
 
 
+class Whole:
+    """What is kept of the source model until its plan is built: references to the dense weights that a rule
+    fits to, by the site that will stand for each, and second moments of inputs.
+    """
+
+    def __init__(self, model: nn.Module, plan: SharePlan, calibration: Any = None):
+        rules = {step: make_rule(step.rule, step.args) for step in plan.generates}
+        self.weights: dict[str, Tensor] = {}
+        self.moments: dict[str, Tensor] = {}
+        wanted = [n for step, rule in rules.items() if rule.reads == "residual" for n in step.sites]
+        measured = [n for step, rule in rules.items() if rule.calibrated for n in step.sites]
+        if not wanted and not measured:
+            return
+        index = {s.name: s for s in sites(model, parts=True)}
+        origins = {name: name for name in index}
+        for step in plan.arranges if plan.form == "source" else ():
+            origins = visits.origins(origins, step)
+        base = backbone(model)
+        self.weights = {name: dense(base, index[origins[name]]) for name in wanted if name in origins}
+        if measured and not any(p.is_meta for p in model.parameters()):
+            modules = {name: index[origins[name]].module for name in measured}
+            found = second_moments(model, calibration, sorted(set(modules.values())))
+            self.moments = {name: found[module] for name, module in modules.items()}
+
+
+def dense(base: nn.Module, site: Site) -> Tensor:
+    """The dense weight (out, in) of a site; a view where the module has one."""
+    module = resolve(base, site.module)
+    weight = linear_weight(module)
+    if not weight.dtype.is_floating_point or tuple(weight.shape) != _whole_shape(site, weight):
+        raise Refused(
+            f"site {site.name!r}: its weight is quantised ({type(module).__name__}), and values are fitted "
+            "to dense weights. Share the dense model first, then quantise what you load"
+        )
+    return weight if site.part is None else weight[site.part.rows()]
+
+
+def _whole_shape(site: Site, weight: Tensor) -> tuple[int, int]:
+    rows = site.out_features if site.part is None else weight.shape[0]
+    return (rows, site.in_features)
+
+
 def capture(model: nn.Module, step: Step) -> dict[str, Tensor]:
-    """References to the weights `fit` will read: tensors of a stack's layers, or dense weights a rule
-    replaces.
+    """References to the weights `fit` will read and the step takes away: tensors of a stack's layers, or
+    dense weights a rule replaces.
     """
     if isinstance(step, Arrange):
         layers = stacks(model)[step.stack].layers
         return {
             f"{depth}.{name}": value for depth, layer in enumerate(layers) for name, value in tensors(layer)
         }
-    if isinstance(step, Generate) and make_rule(step.rule, step.args).kind == "replace":
-        found = step_sites({s.name: s for s in sites(model)}, step)
-        return {s.name: linear_weight(resolve(backbone(model), s.module)) for s in found}
+    if isinstance(step, Generate) and make_rule(step.rule, step.args).reads == "weight":
+        found = step_sites({s.name: s for s in sites(model, parts=True)}, step)
+        return {s.name: dense(backbone(model), s) for s in found}
     return {}
 
 
-def fit(model: nn.Module, step: Step, source: Source, seed: int = 0) -> None:
+class Residual(Mapping):
+    """What the present weights lack of the source model's, one site at a time: (out, in), in fp32."""
+
+    def __init__(self, base: nn.Module, found: Sequence[Site], weights: Source):
+        self.base, self.sites, self.weights = base, {s.name: s for s in found}, weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        site = self.sites[name]
+        now, share = dense(self.base, site).float(), resolve(self.base, site.module)._modules.get("share")
+        if isinstance(share, Share) and not isinstance(resolve(self.base, site.module), SharedLinear):
+            delta = share.weight() if share.bindings else 0.0
+            now = now + (delta if site.part is None else delta[site.part.rows()])
+        return self.weights[name].float() - now
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+
+@torch.no_grad()
+def starting_values(
+    base: nn.Module, step: Generate, found: Sequence[Site], source: Source, whole: Whole
+) -> Values:
+    """Values that the rule of `step` fits, by site and tensor; what is not in them starts with `reset`."""
+    rule = make_rule(step.rule, step.args)
+    if not rule.reads:
+        return {}
+    if rule.reads == "residual":
+        source = Residual(base, found, whole.weights)
+    if any(p.is_meta for p in base.parameters()):
+        return {}
+    if rule.calibrated and not whole.moments:
+        raise ConfigError(
+            f"group {step.group!r} weighs its errors by the inputs of its weights, which needs text: "
+            "hf_share.share(model, config, calibration=...)"
+        )
+    return rule.fit(source, found, whole.moments)
+
+
+def fit(model: nn.Module, step: Step, source: Source, whole: Whole, seed: int = 0) -> None:
     """Set the values of one attached step from `source`, what `capture` took before the step was attached."""
     with torch.no_grad():
         if isinstance(step, Arrange):
-            _fit_arrange(model, step, source)
+            _fit_arrange(model, step, source, seed)
         elif isinstance(step, Generate):
-            _fit_generate(model, step, source, seed)
+            _fit_generate(model, step, source, whole, seed)
 
 
-def _fit_arrange(model: nn.Module, step: Arrange, source: Source) -> None:
-    if step.merge != "mean":
+def _fit_arrange(model: nn.Module, step: Arrange, source: Source, seed: int) -> None:
+    if step.merge == "first":
         return
     stack = stacks(model)[step.stack]
     for parent, members in step.groups().items():
         if len(members) < 2:
             continue
-        for name, value in tensors(stack.layers[step.order.index(parent)]):
-            shared = _arrange.is_owned(step, name) and not _arrange.is_private(step, name)
+        layer = stack.layers[step.order.index(parent)]
+        if step.merge == "random":
+            _draw(model, layer, seed, parent)
+            continue
+        for name, value in tensors(layer):
+            shared = visits.is_owned(step, name) and not visits.is_private(step, name)
             if shared and name not in stack.partial and value.is_floating_point():
                 value.copy_(torch.stack([source[f"{m}.{name}"].float() for m in members]).mean(0))
 
 
-def _fit_generate(model: nn.Module, step: Generate, source: Source, seed: int) -> None:
+def _draw(model: nn.Module, layer: nn.Module, seed: int, parent: int) -> None:
+    """Weights as the model's own class draws them before any training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "random", str(parent)).initial_seed())
+        for module in layer.modules():
+            for value in module.parameters(recurse=False):
+                value.__dict__.pop("_is_hf_initialized", None)
+            module.__dict__.pop("_is_hf_initialized", None)
+            model._init_weights(module)  # type: ignore[operator]
+
+
+def _fit_generate(model: nn.Module, step: Generate, source: Source, whole: Whole, seed: int) -> None:
     rule = make_rule(step.rule, step.args)
     base = backbone(model)
     found = step_sites({s.name: s for s in sites(model, parts=True)}, step)
-    values = rule.fit(source, found)
+    values = starting_values(base, step, found, source, whole)
     store = getattr(base, STORES, {})[step.group] if rule.shared(found) else None
     for name, tensor in store.named_parameters() if store is not None else ():
-        if values is not None:
-            tensor.copy_(values[""][name])
-        elif not tensor.is_meta:
-            rule.reset(name, tensor, found, generator(seed, step.group, name))
+        _set(tensor, values.get("", {}).get(name), rule, name, found, seed, step.group)
     for site in found:
         share = resolve(base, site.module)._modules["share"]
         assert isinstance(share, Share)
         binding = next(b for b in share.bindings if b.group == step.group and b.site.name == site.name)
         for name, attribute in binding.names.items():
-            tensor = getattr(share, attribute)
-            if values is not None:
-                tensor.copy_(values[site.name][name])
-            elif not tensor.is_meta:
-                rule.reset(name, tensor, [site], generator(seed, step.group, site.name, name))
+            value = values.get(site.name, {}).get(name)
+            _set(getattr(share, attribute), value, rule, name, [site], seed, step.group, site.name)
+
+
+def _set(
+    tensor: Tensor, value: Tensor | None, rule: Rule, name: str, found: Sequence[Site], *key: Any
+) -> None:
+    if value is not None:
+        tensor.copy_(value)
+    elif not tensor.is_meta:
+        rule.reset(name, tensor, found, generator(*key, name))

@@ -9,6 +9,7 @@ is cheap to remove.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from .errors import ConfigError, unknown
-from .sites import stacks
+from .sites import backbone, resolve, stacks
 
 
 def block_influence(model: nn.Module, calibration: Sequence[Any], stack: str | None = None) -> list[float]:
@@ -54,6 +55,44 @@ def block_influence(model: nn.Module, calibration: Sequence[Any], stack: str | N
         for handle in handles:
             handle.remove()
     return [total / max(count, 1) for total, count in zip(turned, seen, strict=True)]
+
+
+def second_moments(model: nn.Module, calibration: Any, modules: Sequence[str]) -> dict[str, Tensor]:
+    """E[x x^T], (in, in) in fp32, of the input x of each of `modules` (paths from the backbone), over all
+    tokens of `calibration`. Modules that get the same input share one tensor.
+    """
+    if calibration is None:
+        return {}
+    base = backbone(model)
+    sums: dict[str, Tensor] = {}
+    count: dict[str, int] = {}
+    same: dict[str, str] = {}  # module -> the first that got the same tensor
+    now: dict[int, tuple[Any, str]] = {}  # inputs of this pass, by identity while they live
+
+    def record(name: str):
+        def hook(module: nn.Module, args: tuple) -> None:
+            x = args[0]
+            seen = now.get(id(x))
+            if seen is None or seen[0]() is not x:
+                seen = now[id(x)] = (weakref.ref(x), name)
+            first = same.setdefault(name, seen[1])
+            if first == name:
+                x = x.detach().reshape(-1, x.shape[-1]).float()
+                sums[name] = sums.get(name, 0.0) + x.mT @ x
+                count[name] = count.get(name, 0) + len(x)
+
+        return hook
+
+    handles = [resolve(base, name).register_forward_pre_hook(record(name)) for name in modules]
+    try:
+        with _evaluating(model), torch.no_grad():
+            for batch in tqdm(batches(model, calibration), desc="second moments", unit="batch", leave=False):
+                now.clear()
+                model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: sums[first] / count[first] for name, first in same.items()}
 
 
 def only_stack(model: nn.Module, stack: str | None) -> str:

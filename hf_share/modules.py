@@ -10,13 +10,13 @@ tensors. The handle to the store is not registered, so the tensors appear in `st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .binding import Binding, private_names
 from .rules import Rule
 from .sites import Site
 
@@ -38,39 +38,6 @@ class Store(nn.Module):
         return ", ".join(f"{n}={tuple(p.shape)}" for n, p in self.named_parameters())
 
 
-@dataclass(eq=False)
-class Binding:
-    """One rule at one site: the store it calls and the holder's attribute for each private tensor."""
-
-    rule: Rule
-    site: Site
-    group: str
-    store: nn.Module | None
-    names: dict[str, str] = field(default_factory=dict)
-
-    def place(self, y: Tensor) -> Tensor:
-        """Output (..., site's out) -> output of the whole fused weight."""
-        return y if self.site.part is None else self.site.part.place(y)
-
-    def dense(self, tensors: dict[str, Tensor]) -> Tensor:
-        """The weight or delta (out, in) of the whole module this binding makes; zero outside its part."""
-        weight = self.rule.weight(tensors)
-        return weight if self.site.part is None else self.site.part.place(weight.mT).mT
-
-
-def private_names(rule: Rule, site: Site, taken: Iterable[str]) -> dict[str, str]:
-    """Attribute names for a binding's private tensors: `B`, `q_B` for a part, `B_1` if `B` is taken."""
-    stem = f"{site.part.name}_" if site.part else ""
-    names, taken = {}, set(taken)
-    for tensor in rule.private(site):
-        name, n = stem + tensor, 0
-        while name in taken:
-            n += 1
-            name = f"{stem}{tensor}_{n}"
-        names[tensor] = name
-    return names
-
-
 class Share(nn.Module):
     """Child of a module whose weight rules make: private tensors, and the bindings that use them."""
 
@@ -78,20 +45,33 @@ class Share(nn.Module):
         super().__init__()
         self.bindings: list[Binding] = []
 
-    def bind(self, rule: Rule, site: Site, group: str, store: Store | None, device=None, dtype=None) -> None:
+    def bind(
+        self,
+        rule: Rule,
+        site: Site,
+        group: str,
+        store: Store | None,
+        constants: dict[str, Tensor],
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         names = private_names(rule, site, self._parameters)
         for tensor, shape in rule.private(site).items():
             self.register_parameter(
                 names[tensor], nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             )
-        self.bindings.append(Binding(rule, site, group, store, names))
+        self.bindings.append(Binding(rule, site, group, store, names, constants, keep=rule.light))
 
-    def tensors(self, binding: Binding) -> dict[str, Tensor]:
+    def stored(self, binding: Binding) -> dict[str, Tensor]:
         """Shared and private tensors of one binding, by the rule's names."""
         out = {} if binding.store is None else dict(binding.store())
         for tensor, name in binding.names.items():
             out[tensor] = getattr(self, name)
         return out
+
+    def tensors(self, binding: Binding) -> Mapping[str, Tensor]:
+        """What the rule of one binding forms of its stored tensors."""
+        return binding.formed(self.stored(binding))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """`y` plus every binding's output for x (..., in); without y the sum alone."""
@@ -166,15 +146,3 @@ def linear_weight(module: Any) -> Tensor:
     """The dense weight (out, in) of a plain linear or Conv1D module."""
     weight = module.weight
     return weight.mT if type(module).__name__ == "Conv1D" else weight
-
-
-__all__ = [
-    "Binding",
-    "Share",
-    "SharedLinear",
-    "Store",
-    "ZeroSublayer",
-    "add_share",
-    "linear_weight",
-    "private_names",
-]

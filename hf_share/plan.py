@@ -15,179 +15,19 @@ plan can be read, compared and checked anywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Any
 
 from .errors import PlanError, unknown
-from .plain import freeze, frozen_args, require_count, require_name, require_sites, thaw
+from .plain import freeze, thaw
+from .steps import STEPS, Arrange, Generate, Insert, Step, build_step, require_known
 
 
 VERSION = 1
 MAX_BYTES = 65536  # a plan for a 7B shape fits; a larger one carries data that belongs in a tensor
-MAX_VISITS = 2048
-MERGES = ("first", "mean")
 FORMS = ("source", "checkpoint")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arrange:
-    """Which source layer stands at each depth: a repeated source is stored once, a missing one is gone.
-
-    Args:
-        stack: path of the layer list, relative to the backbone (`layers`, `h`, `encoder.block`).
-        order: a source layer for each depth. With `roles` narrowed to a sub-layer, `None` removes it there.
-        roles: `"all"`, or paths inside a layer (`("self_attn",)`): only these are arranged.
-        private: roles that stay per depth although the rest is shared (norms).
-        merge: how the layers that meet in one source become one weight: `"first"` or `"mean"`.
-        sources: the layer each depth stands for in the source model. Private roles are taken from it, and
-            `merge` draws on it: with order `(0, 0)` and sources `(0, 1)`, depth 1 has layer 0's weights and
-            layer 1's norms.
-        depth: number of layers the step expects to find, so that a plan for another model is refused.
-        origin: in checkpoint form, the source-form step this one came from.
-    """
-
-    step: ClassVar[str] = "arrange"
-    stack: str
-    order: tuple[int | None, ...]
-    roles: str | tuple[str, ...] = "all"
-    private: tuple[str, ...] = ()
-    merge: str = "first"
-    sources: tuple[int, ...] | None = None
-    depth: int | None = None
-    origin: Arrange | None = None
-
-    def __post_init__(self):
-        require_name(self.stack, "arrange step: stack")
-        where = f"arrange step on stack {self.stack!r}"
-        freeze(self, "order", "private")
-        if self.roles != "all":
-            freeze(self, "roles")
-        if self.sources is not None:
-            freeze(self, "sources")
-        self._read_origin(where)
-        if not self.order or len(self.order) > MAX_VISITS:
-            raise PlanError(f"{where}: order has {len(self.order)} depths; 1 to {MAX_VISITS} fit")
-        for source in self.order:
-            if source is None and self.roles != "all":
-                continue
-            require_count(source, f"{where}: order", least=0)
-        if not self.roles:
-            raise PlanError(f"{where}: roles is empty; give 'all' or a list of paths inside a layer")
-        for role in (*(() if self.roles == "all" else self.roles), *self.private):
-            require_name(role, f"{where}: role")
-        if self.merge not in MERGES:
-            raise unknown("merge", self.merge, MERGES)
-        if self.sources is not None:
-            if len(self.sources) != len(self.order):
-                raise PlanError(f"{where}: {len(self.sources)} sources for {len(self.order)} depths")
-            for source in self.sources:
-                require_count(source, f"{where}: sources", least=0)
-        if self.depth is not None:
-            require_count(self.depth, f"{where}: depth", least=1)
-            last = max((s for s in (*self.order, *(self.sources or ())) if s is not None), default=0)
-            if last >= self.depth:
-                raise PlanError(
-                    f"{where}: order names layer {last}, but the stack has layers 0 to {self.depth - 1}"
-                )
-        if self.merge == "mean":
-            self._check_mean(where)
-
-    def _read_origin(self, where: str):
-        if self.origin is None:
-            return
-        if isinstance(self.origin, Mapping):
-            if self.origin.get("origin") is not None:  # before it is built: nesting could be of any depth
-                raise PlanError(f"{where}: an origin has no origin of its own")
-            object.__setattr__(self, "origin", _build(Arrange, self.origin, "origin of an arrange step"))
-        if not isinstance(self.origin, Arrange) or self.origin.origin is not None:
-            raise PlanError(f"{where}: origin must be one arrange step in source form")
-
-    def _check_mean(self, where: str):
-        owner: dict[int, int] = {}
-        for source, layers in self.groups().items():
-            if source not in layers:
-                raise PlanError(f"{where}: merge 'mean' into layer {source}, which is not among {layers}")
-            for layer in layers:
-                if owner.setdefault(layer, source) != source:
-                    raise PlanError(
-                        f"{where}: merge 'mean' takes layer {layer} into layer {owner[layer]} and {source}"
-                    )
-
-    @property
-    def members(self) -> tuple[int | None, ...]:
-        """The layer each depth stands for: `sources`, or `order` where none are given."""
-        return self.order if self.sources is None else self.sources
-
-    @property
-    def first_visits(self) -> tuple[int | None, ...]:
-        """For each depth the first depth with the same source: `(0, 1, 1, 4)` gives `(0, 1, 1, 3)`."""
-        seen: dict[int, int] = {}
-        return tuple(None if s is None else seen.setdefault(s, d) for d, s in enumerate(self.order))
-
-    @property
-    def only_removes(self) -> bool:
-        """True if each depth keeps a layer of its own, so that the result is a plain, shallower model."""
-        return self.roles == "all" and len(set(self.order)) == len(self.order) and self.members == self.order
-
-    def groups(self) -> dict[int, tuple[int, ...]]:
-        """Source layer -> the layers that meet in it, in the order of their depths."""
-        met: dict[int, list[int]] = {}
-        for source, member in zip(self.order, self.members, strict=True):
-            if source is not None and member is not None:
-                met.setdefault(source, []).append(member)
-        return {source: tuple(dict.fromkeys(layers)) for source, layers in met.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate:
-    """A rule makes the weights of `sites` from a store their `group` shares, plus small private numbers.
-
-    Args:
-        rule: name of a registered rule (`low_rank`).
-        sites: paths of weights relative to the backbone; a part of a fused weight is `path:part`
-            (`h.0.attn.c_attn:q`).
-        group: name of the store, unique in the model.
-        args: the rule's arguments, plain values.
-    """
-
-    step: ClassVar[str] = "generate"
-    rule: str
-    sites: tuple[str, ...]
-    group: str
-    args: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        require_name(self.rule, "generate step: rule")
-        require_name(self.group, "generate step: group")
-        freeze(self, "sites")
-        object.__setattr__(self, "args", frozen_args(self.args, f"generate step {self.group!r}: args"))
-        if "." in self.group or self.group.startswith("hf_share"):
-            raise PlanError(
-                f"generate step: group {self.group!r} must have no dot and not begin with 'hf_share'"
-            )
-        require_sites(self.sites, f"generate step {self.group!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Insert:
-    """A small registered module (a gate, an output norm) at each of `sites`: layers or sub-layers."""
-
-    step: ClassVar[str] = "insert"
-    kind: str
-    sites: tuple[str, ...]
-    args: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        require_name(self.kind, "insert step: kind")
-        freeze(self, "sites")
-        object.__setattr__(self, "args", frozen_args(self.args, f"insert step {self.kind!r}: args"))
-        require_sites(self.sites, f"insert step {self.kind!r}")
-
-
-Step = Arrange | Generate | Insert
-STEPS: dict[str, type] = {cls.step: cls for cls in (Arrange, Generate, Insert)}
 
 
 @dataclass(frozen=True)
@@ -305,7 +145,7 @@ class SharePlan:
             return data
         if not isinstance(data, Mapping):
             raise PlanError(f"a plan must be a JSON object, not {type(data).__name__}")
-        _known(data, ("version", "form", "steps"), "plan")
+        require_known(data, ("version", "form", "steps"), "plan")
         if data.get("version") != VERSION or isinstance(data["version"], bool):
             raise PlanError(
                 f"this plan has version {data.get('version')!r}; this hf_share reads version {VERSION}"
@@ -350,6 +190,8 @@ def _show(step: Step) -> str:
             extra += f" private={','.join(step.private)}"
         if step.merge != "first":
             extra += f" merge={step.merge}"
+        if step.loops is not None:
+            extra += f" loops={step.loops}"
         return f"Arrange {step.stack}: [{order}]{extra}"
     args = " ".join(f"{k}={v}" for k, v in step.args.items())
     if isinstance(step, Insert):
@@ -376,21 +218,7 @@ def _read_step(data: Any) -> Step:
     kind = data.get("step")
     if not isinstance(kind, str) or kind not in STEPS:
         raise unknown("step", kind, STEPS)
-    return _build(STEPS[kind], {k: v for k, v in data.items() if k != "step"}, f"{kind} step")
-
-
-def _build(cls: type, data: Mapping[str, Any], where: str) -> Any:
-    _known(data, [f.name for f in fields(cls)], where)
-    try:
-        return cls(**data)
-    except TypeError as error:
-        raise PlanError(f"{where}: {error}") from None
-
-
-def _known(data: Mapping[str, Any], names: Iterable[str], where: str) -> None:
-    for key in data:
-        if key not in names:
-            raise unknown(f"key of the {where}", key, names)
+    return build_step(STEPS[kind], {k: v for k, v in data.items() if k != "step"}, f"{kind} step")
 
 
 def _overlap(one: str | tuple[str, ...], two: str | tuple[str, ...]) -> bool:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from .errors import Refused, SiteError, unknown
-from .plan import Arrange
 from .sites import Stack, depth_key, stacks
+from .steps import Arrange
 
 
 # Config lists with one entry a layer; they are gathered by `order`.

@@ -5,12 +5,12 @@
 A rule is a frozen dataclass; its fields are the `args` of a `Generate` step. It names its tensors by shape,
 so that a checkpoint is built without values, and it defines the dense weight:
 
-    W = rule.weight(tensors)            # (out, in)
-    y = rule.apply(x, tensors)          # the same product, usually faster
+    t = rule.form({**stored, **constants})   # what the rule multiplies with; most take what is stored
+    W = rule.weight(t)                       # (out, in)
+    y = rule.apply(x, t)                     # the same product, usually faster
 
 `weight` is the definition; merging, export and analysis use nothing else. Rules know no modules, no adapter
-names and no
-models: a new method is a new rule, or an old rule with other sites and groups.
+names and no models: a new method is a new rule, or an old rule with other sites and groups.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import PlanError, unknown
-from .plan import Generate, SharePlan, Step
+from .linalg import root, truncated_svd, whitened_svd
+from .plan import SharePlan
 from .sites import Site
+from .steps import Arrange, Generate, Step
 
 
 RULES: dict[str, type[Rule]] = {}
@@ -45,6 +47,19 @@ class Rule(ABC):
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    light: ClassVar[bool] = False  # what it forms is small, and kept while nothing trains
+
+    @property
+    def reads(self) -> str:
+        """What `fit` is given of the source model: `"weight"`, the dense weights of the sites; `"residual"`,
+        what they lack of the source model's; or `""`, if every tensor starts with `reset`.
+        """
+        return "weight" if self.kind == "replace" else ""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether `fit` also needs the second moments of the sites' inputs, from calibration text."""
+        return False
 
     def check(self, sites: Sequence[Site]) -> None:  # noqa: B027 - most rules have nothing to check
         """Raise `PlanError` if the arguments do not fit these sites. Called before anything is allocated."""
@@ -57,11 +72,19 @@ class Rule(ABC):
     def private(self, site: Site) -> dict[str, Shape]:
         """Shapes of the tensors each site keeps for itself."""
 
+    def constants(self, site: Site, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """Tables of whole numbers that follow from the arguments and the sites' names, and are never
+        stored.
+        """
+        return {}
+
+    def form(self, t: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What `weight`, `apply` and `factors` take, from stored tensors and constants by name."""
+        return t
+
     @abstractmethod
     def weight(self, t: Mapping[str, Tensor]) -> Tensor:
-        """The dense weight (out, in), or the dense delta for kind `add`, from shared and private tensors
-        by name.
-        """
+        """The dense weight (out, in), or the dense delta for kind `add`, from what `form` gives."""
 
     def apply(self, x: Tensor, t: Mapping[str, Tensor], training: bool = False) -> Tensor:
         """`x @ weight(t).T` for x of shape (..., in)."""
@@ -72,12 +95,14 @@ class Rule(ABC):
         """Set the starting value of one tensor in place."""
 
     def fit(
-        self, weights: Mapping[str, Tensor], sites: Sequence[Site]
-    ) -> dict[str, dict[str, Tensor]] | None:
-        """Values from dense source weights: `{"": shared tensors, site name: private tensors}`, or None to
-        `reset`.
+        self, source: Mapping[str, Tensor], sites: Sequence[Site], moments: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Values from what the rule `reads`, (out, in) by site name, and from the second moments E[x x^T]
+        (in, in) of the sites' inputs if it is `calibrated`.
+
+        Returns `{"": shared tensors, site name: private tensors}`; what is left out starts with `reset`.
         """
-        return None
+        return {}
 
     def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """`(A, B)` with `weight = B @ A`, for rules that are low-rank; None otherwise."""
@@ -127,12 +152,20 @@ def with_choices(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> 
 
 
 def _with_choices(step: Step, settings: Mapping[str, Any] | None) -> Step:
+    if isinstance(step, Arrange):
+        return _with_loops(step, None if settings is None else settings.get("loops", step.loops))
     if not isinstance(step, Generate):
         return step
     offered = make_rule(step.rule, step.args).choices()
     asked = dict.fromkeys(offered) if settings is None else settings
     args = {**step.args, **{k: v for k, v in asked.items() if k in offered}}
     return replace(step, args={k: v for k, v in args.items() if not (k in offered and v is None)})
+
+
+def _with_loops(step: Arrange, loops: int | None) -> Arrange:
+    loops = None if loops is None or loops >= step.visits else loops
+    origin = None if step.origin is None else replace(step.origin, loops=loops)
+    return replace(step, loops=loops, origin=origin)
 
 
 def draw_seed() -> int:
@@ -158,6 +191,10 @@ class LowRank(Rule):
 
     With share "" it is LoRA; "A" is ShareLoRA's ShareA. `rank` is the active choice: the first `rank` rows of
     A and columns of B, the full `r` if None. The scale does not follow the choice.
+
+    With init "svd" the delta starts as the best rank-r approximation of what the present weight lacks of the
+    source model's; "whitened" weighs the error by the inputs of calibration text. A site that lacks nothing
+    starts like LoRA.
     """
 
     name: ClassVar[str] = "low_rank"
@@ -170,7 +207,7 @@ class LowRank(Rule):
     init: str = "kaiming"
     rank: int | None = None
 
-    INITS: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "random")
+    INITS: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "random", "svd", "whitened")
 
     def __post_init__(self):
         for name in ("r", "rank"):
@@ -193,6 +230,19 @@ class LowRank(Rule):
             or not math.isfinite(self.scale)
         ):
             raise PlanError(f"low_rank: scale is {self.scale!r}; a finite number fits")
+        if self.reads and (self.share or not self.scale):
+            raise PlanError(
+                f"low_rank: init {self.init!r} fits each site by itself; share {self.share!r} and scale "
+                f"{self.scale!r} do not go with it"
+            )
+
+    @property
+    def reads(self) -> str:
+        return "residual" if self.init in ("svd", "whitened") else ""
+
+    @property
+    def calibrated(self) -> bool:
+        return self.init == "whitened"
 
     def check(self, sites: Sequence[Site]) -> None:  # noqa: B027 - most rules have nothing to check
         for site in sites:
@@ -237,6 +287,21 @@ class LowRank(Rule):
     def _active(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         A, B = t["A"], t["B"]
         return (A, B) if self.rank is None else (A[: self.rank], B[:, : self.rank])
+
+    def fit(
+        self, source: Mapping[str, Tensor], sites: Sequence[Site], moments: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
+        values = {}
+        for site in sites:
+            residual = source[site.name]
+            if not residual.any():
+                continue
+            if self.calibrated:
+                A, B = whitened_svd(residual, self.r, root(moments[site.name]))
+            else:
+                A, B = truncated_svd(residual, self.r)
+            values[site.name] = {"A": A, "B": B / self.scale}
+        return values
 
     def reset(self, name: str, tensor: Tensor, sites: Sequence[Site], generator: torch.Generator) -> None:
         value = torch.zeros(tensor.shape)

@@ -49,7 +49,7 @@ def share(model: nn.Module, config: ShareConfig | SharePlan, calibration: Any = 
         plan = config.resolve(model, calibration)
     else:
         raise ConfigError(f"config must be a ShareConfig or a SharePlan, not {type(config).__name__}")
-    build(model, plan)
+    build(model, plan, calibration=calibration)
     record_plan(model)
     return model
 
@@ -109,7 +109,7 @@ def _one_adapter(model: Any, name: Any) -> str:
 def _adapter_values(base: nn.Module, adapter: str) -> dict[tuple[str, str], dict[str, Tensor]]:
     """(group, site) -> the rule's tensors by name."""
     return {
-        (binding.group, binding.site.name): layer.tensors(binding, adapter)
+        (binding.group, binding.site.name): layer.stored(binding, adapter)
         for layer in base.modules()
         if isinstance(layer, ShareLayer)
         for binding in layer.bindings.get(adapter, ())
@@ -130,5 +130,5 @@ def _fill(base: nn.Module, values: dict[tuple[str, str], dict[str, Tensor]]) -> 
         if not isinstance(share, Share):
             continue
         for binding in share.bindings:
-            for name, tensor in share.tensors(binding).items():
+            for name, tensor in share.stored(binding).items():
                 tensor.copy_(values[binding.group, binding.site.name][name])

@@ -49,16 +49,16 @@ class SumOfAtoms(Rule):
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
 
     def fit(
-        self, weights: Mapping[str, Tensor], sites: Sequence[Site]
-    ) -> dict[str, dict[str, Tensor]] | None:
+        self, source: Mapping[str, Tensor], sites: Sequence[Site], moments: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, Tensor]]:
         """The first `atoms` sites' weights are the atoms; the others take the least-squares coefficients."""
-        atoms = torch.stack([weights[s.name] for s in sites[: self.atoms]])
+        atoms = torch.stack([source[s.name] for s in sites[: self.atoms]])
         basis = atoms.flatten(1).T
         values: dict[str, dict[str, Tensor]] = {"": {"atoms": atoms}}
         for i, site in enumerate(sites):
             unit = torch.eye(self.atoms)[i] if i < self.atoms else None
             known = (
-                unit if unit is not None else torch.linalg.lstsq(basis, weights[site.name].flatten()).solution
+                unit if unit is not None else torch.linalg.lstsq(basis, source[site.name].flatten()).solution
             )
             values[site.name] = {"c": known}
         return values

@@ -79,7 +79,15 @@ class Case:
 
     @torch.no_grad()
     def logits(self, model: nn.Module) -> torch.Tensor:
-        return model(**self.batch).logits
+        # torch picks another kernel for a weight that wants a gradient, even where none is computed
+        training = [p for p in model.parameters() if p.requires_grad]
+        for p in training:
+            p.requires_grad_(False)
+        try:
+            return model(**self.batch).logits
+        finally:
+            for p in training:
+                p.requires_grad_(True)
 
     @cached_property
     def folder(self) -> Path:

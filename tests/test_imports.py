@@ -16,23 +16,26 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 
 # a file or a folder imports from its own line or from lines above
 LAYERS = (
-    "errors plain plan linalg",
+    "errors plain steps plan linalg",
     "fused sites peft_type",
     "rules rebuild targets config",
-    "modules shelter",
-    "ties arrange",
+    "binding shelter",
+    "modules",
+    "ties visits",
+    "arrange",
     "attach",
-    "fit materialize importance describe plots elastic",
+    "importance",
+    "fit materialize describe plots elastic",
     "methods",
     "hub share train search eval",
     "cli",
     "__init__",
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
-OF_METHODS = set("errors plain plan linalg fused sites rules config targets importance methods".split())
+OF_METHODS = set("errors plain steps plan linalg fused sites rules config targets importance methods".split())
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {
-    "errors plain plan": set(),
+    "errors plain steps plan": set(),
     "linalg fused sites rules rebuild modules": {"torch"},
     "config": {"torch", "peft"},
 }

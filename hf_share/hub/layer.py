@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from ..modules import Binding, private_names
+from ..binding import Binding, private_names
+from ..errors import Refused
 from ..peft_type import PREFIX
-from ..rules import Rule, generator
+from ..rules import Rule
 from ..sites import Site
 
 
@@ -102,52 +103,81 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         self.out_features = getattr(base, "out_features", None) or base.nf
 
     def bind(
-        self, adapter: str, rule: Rule, site: Site, group: str, store: AdapterStore | None, seed: int
+        self,
+        adapter: str,
+        rule: Rule,
+        site: Site,
+        group: str,
+        store: AdapterStore | None,
+        constants: dict[str, Tensor],
+        values: dict[str, Tensor],
     ) -> None:
-        """Add one rule for `adapter`, with fresh private tensors."""
-        device, dtype = self._placement()
+        """Add one rule for `adapter`, whose private tensors start with `values`."""
+        device, _ = self._placement()
         taken = [n for b in self.bindings.get(adapter, ()) for n in b.names.values()]
-        binding = Binding(rule, site, group, store, private_names(rule, site, taken))
-        for tensor, shape in rule.private(site).items():
-            value = torch.empty(shape, dtype=dtype)
-            rule.reset(tensor, value, [site], generator(seed, group, site.name, tensor))
-            self.add_tensor(binding.names[tensor], adapter, value.to(device))
+        names = private_names(rule, site, taken)
+        for tensor, value in values.items():
+            self.add_tensor(names[tensor], adapter, value.to(device))
+        binding = Binding(rule, site, group, store, names, constants, keep=rule.light)
         self.bindings.setdefault(adapter, []).append(binding)
 
     def _placement(self) -> tuple[torch.device | None, torch.dtype]:
         device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
         return device, dtype if dtype is not None and dtype.is_floating_point else torch.float32
 
-    def tensors(self, binding: Binding, adapter: str) -> dict[str, Tensor]:
+    def stored(self, binding: Binding, adapter: str) -> dict[str, Tensor]:
         """Shared and private tensors of one binding, by the rule's names."""
         out = {} if binding.store is None else dict(binding.store(adapter))
         for tensor, name in binding.names.items():
             out[tensor] = self.get_tensor(name, adapter)
         return out
 
+    def tensors(self, binding: Binding, adapter: str) -> Mapping[str, Tensor]:
+        """What the rule of one binding forms of its stored tensors."""
+        return binding.formed(self.stored(binding, adapter))
+
     def delta(self, adapter: str, x: Tensor) -> Tensor | None:
-        """What `adapter` adds to the output for x (..., in); None if it has no rule here."""
+        """What `adapter` adds to the output for x (..., in); None if it adds nothing here."""
         total = None
         for binding in self.bindings.get(adapter, ()):
-            tensors = self.tensors(binding, adapter)
-            own = next(iter(tensors.values()))
-            if own.device != x.device:  # a model spread over devices: the store lives with its first user
-                tensors = {name: value.to(x.device) for name, value in tensors.items()}
-            y = binding.rule.apply(self._cast_input_dtype(x, own.dtype), tensors, self.training)
-            y = binding.place(y)
-            total = y if total is None else total + y
+            if binding.rule.kind == "add":
+                y = binding.place(self._product(binding, adapter, x))
+                total = y if total is None else total + y
         return total
+
+    def _product(self, binding: Binding, adapter: str, x: Tensor) -> Tensor:
+        stored = self.stored(binding, adapter)
+        own = next(iter(stored.values()))
+        if own.device != x.device:  # a model spread over devices: the store lives with its first user
+            stored = {name: value.to(x.device) for name, value in stored.items()}
+        return binding.rule.apply(self._cast_input_dtype(x, own.dtype), binding.formed(stored), self.training)
+
+    def _owner(self, adapters: Sequence[str]) -> tuple[str, Binding] | None:
+        """The one of `adapters` that makes the weight here, with its binding."""
+        found = [(a, b) for a in adapters for b in self.bindings.get(a, ()) if b.rule.kind == "replace"]
+        if len(found) > 1:
+            raise Refused(
+                f"adapters {found[0][0]!r} and {found[1][0]!r} both make the weight of "
+                f"{found[0][1].site.name!r}; activate one of them"
+            )
+        return found[0] if found else None
+
+    def _whole(self, x: Tensor, adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """The output before anything is added: the base's, or that of the adapter that makes the weight."""
+        owner = self._owner(adapters)
+        if owner is None:
+            return self.base_layer(x, *args, **kwargs)
+        y, bias = self._product(owner[1], owner[0], x), self.get_base_layer().bias
+        return (y if bias is None else y + bias).to(x.dtype)
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return result
+        if self.disable_adapters or (self.merged and adapter_names is None):
+            return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
-            return self._mixed(x, result, adapter_names)
-        if self.merged:
-            return result
+            return self._mixed(x, self.base_layer(x, *args, **kwargs), adapter_names)
+        result = self._whole(x, self.active_adapters, *args, **kwargs)
         for adapter in self.active_adapters:
             delta = self.delta(adapter, x)
             if delta is not None:
@@ -169,16 +199,32 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         result = result.clone()
         for adapter in dict.fromkeys(adapter_names):
             rows = [i for i, name in enumerate(adapter_names) if name == adapter]
+            if self._owner([adapter]) is not None:
+                result[rows] = self._whole(x[rows], [adapter])
             delta = self.delta(adapter, x[rows])
             if delta is not None:
                 result[rows] += delta.to(result.dtype)
         return result
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """The dense delta of `adapter`, in the layout of the base weight (Conv1D's is transposed)."""
-        deltas = [b.dense(self.tensors(b, adapter)) for b in self.bindings[adapter]]
-        delta = deltas[0] if len(deltas) == 1 else torch.stack(deltas).sum(0)
-        return delta.mT if type(self.get_base_layer()).__name__ == "Conv1D" else delta
+        """The dense change of `adapter`, in the layout of the base weight (Conv1D's is transposed)."""
+        added, owner = self._added(adapter), self._owner([adapter])
+        if owner is None:
+            return added
+        return added + self._made(owner) - self.get_base_weight()
+
+    def _added(self, adapter: str) -> Any:
+        deltas = [b.dense(self.tensors(b, adapter)) for b in self.bindings[adapter] if b.rule.kind == "add"]
+        if not deltas:
+            return 0.0
+        return self._in_layout(deltas[0] if len(deltas) == 1 else torch.stack(deltas).sum(0))
+
+    def _made(self, owner: tuple[str, Binding]) -> Tensor:
+        adapter, binding = owner
+        return self._in_layout(binding.dense(self.tensors(binding, adapter)))
+
+    def _in_layout(self, weight: Tensor) -> Tensor:
+        return weight.mT if type(self.get_base_layer()).__name__ == "Conv1D" else weight
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -192,8 +238,11 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         self._restore()
         base = self.get_base_weight()
         weight = base.float() if not base.dtype.is_floating_point or base.element_size() < 4 else base.clone()
+        owner = self._owner(merged)
+        if owner is not None:
+            weight = self._made(owner).to(weight.device, weight.dtype)
         for name in merged:
-            weight = weight + self.get_delta_weight(name).to(weight.device, weight.dtype)
+            weight = weight + torch.as_tensor(self._added(name)).to(weight.device, weight.dtype)
         weight = weight.to(base.dtype if base.dtype.is_floating_point else torch.float32)
         if safe_merge and not torch.isfinite(weight).all():
             raise ValueError(

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peft tuner of all methods: the plan decides what is targeted, structural steps shape the base once.
 
-An adapter's plan is in source form. Its structural steps (arrange, replace) are applied to the base model
-when the first adapter that has them is injected; another adapter must have equal ones. Its `add` steps become
-`ShareLayer`s.
+An adapter's plan is in source form. Its structural steps (arrange) are applied to the base model when the
+first adapter that has them is injected; another adapter must have equal ones. Its generate steps become
+`ShareLayer`s, which add to the base's weight or stand in for it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from peft.utils import (
     resolve_quantization_backend,
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from torch import nn
+from torch import Tensor, nn
 
 from ..attach import check, step_sites
 from ..config import ShareConfig
 from ..errors import ConfigError, Refused
-from ..fit import build
+from ..fit import Whole, build, capture, starting_values
 from ..materialize import make_plain
 from ..peft_type import PREFIX
-from ..plan import Generate, SharePlan, Step
-from ..rules import draw_seed, generator, make_rule
+from ..plan import SharePlan
+from ..rules import Rule, draw_seed, generator, make_rule
 from ..sites import STORES, Site, backbone, prefix, sites
+from ..steps import Generate, Step
 from ..targets import default_targets
 from ..ties import attached
 from .layer import AdapterStore, ShareLayer, ShareTunerLayer, names_of
@@ -41,8 +42,10 @@ from .record import record_plan
 
 
 def is_structural(step: Step) -> bool:
-    """True for a step that changes the base model itself."""
-    return not (isinstance(step, Generate) and make_rule(step.rule, step.args).kind == "add")
+    """True for a step that changes the base model itself. A rule that makes a weight does not: the base
+    keeps its own, for the way back.
+    """
+    return not isinstance(step, Generate)
 
 
 def structure(plan: SharePlan) -> SharePlan:
@@ -122,6 +125,7 @@ class ShareModel(BaseTuner):
         check(model, plan if shapes else adds)
         self._seed = draw_seed()
         never_repack(model)
+        whole = None if peft_config.is_loaded else Whole(model, plan if shapes else adds)
         if shapes:
             build(model, structure(plan), self._seed)
             record_plan(model)
@@ -132,6 +136,11 @@ class ShareModel(BaseTuner):
             for site in found:
                 planned.setdefault(prefix(model) + site.module, []).append((step, found, site))
         peft_config._planned = planned
+        self._values = {}
+        for step in adds.generates if whole is not None else ():
+            found = step_sites(index, step)
+            source = capture(model, step)
+            self._values[step.group] = starting_values(backbone(model), step, found, source, whole)
 
     @staticmethod
     def _check_target_module_exists(peft_config: ShareConfig, key: str) -> Any:
@@ -160,7 +169,12 @@ class ShareModel(BaseTuner):
         for step, found, site in peft_config._planned[current_key]:
             rule = make_rule(step.rule, step.args)
             store = self._store(step, found, adapter_name, layer) if rule.shared(found) else None
-            layer.bind(adapter_name, rule, site, step.group, store, self._seed)
+            dtype = layer._placement()[1]
+            values = {
+                name: self._start(step, rule, name, shape, dtype, [site], site.name)
+                for name, shape in rule.private(site).items()
+            }
+            layer.bind(adapter_name, rule, site, step.group, store, rule.constants(site, found), values)
         layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
 
     def _store(self, step: Generate, found: list[Site], adapter: str, layer: ShareLayer) -> AdapterStore:
@@ -176,11 +190,26 @@ class ShareModel(BaseTuner):
         if adapter not in store:
             rule = make_rule(step.rule, step.args)
             for name, shape in rule.shared(found).items():
-                value = torch.empty(shape, dtype=dtype)
-                rule.reset(name, value, found, generator(self._seed, step.group, name))
+                value = self._start(step, rule, name, shape, dtype, found)
                 store.add_tensor(name, adapter, value.to(device))
             store.set_adapter(self.active_adapters)
         return store
+
+    def _start(
+        self, step: Generate, rule: Rule, name: str, shape: tuple[int, ...], dtype: torch.dtype,
+        found: list[Site], *key: str,
+    ) -> Tensor:  # fmt: skip
+        """The starting value of one tensor, shared or of the site `key` names."""
+        if step.group not in self._values and rule.reads:
+            # the file says what it is; should it not, no number here may pass for a value
+            return torch.full(shape, float("nan"), dtype=dtype)
+        value = torch.empty(shape, dtype=dtype)
+        fitted = self._values.get(step.group, {}).get(key[0] if key else "", {}).get(name)
+        if fitted is None:
+            rule.reset(name, value, found, generator(self._seed, step.group, *key, name))
+        else:
+            value.copy_(fitted)
+        return value
 
     def _plan_of(self, adapter_name: str) -> SharePlan:
         return self.peft_config[adapter_name]._plan or SharePlan()

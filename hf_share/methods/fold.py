@@ -25,8 +25,9 @@ from torch import nn
 from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
 from ..importance import block_influence, only_stack
-from ..plan import Arrange, SharePlan
+from ..plan import SharePlan
 from ..sites import Stack, stacks
+from ..steps import Arrange
 
 
 PARENTS = ("first", "mean")

@@ -25,8 +25,9 @@ from torch import nn
 
 from ..config import ShareConfig, method
 from ..errors import ConfigError, SiteError, nearest, unknown
-from ..plan import Generate, SharePlan
+from ..plan import SharePlan
 from ..sites import Site, store_groups
+from ..steps import Generate
 from ..targets import select
 
 

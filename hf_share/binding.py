@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""One rule at one site: which stored tensors it takes, and what it forms of them.
+
+A rule may *form* what it multiplies with from what is stored: a pool's shards become factors, atoms become a
+weight. While nothing trains, what was formed may be kept, and is formed anew as soon as a stored tensor is
+another one or has been written to.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .rules import Rule
+from .sites import Site
+
+
+@dataclass(eq=False)
+class Binding:
+    """One rule at one site: the store it calls, the holder's attribute for each private tensor, and the
+    rule's tables of whole numbers.
+
+    `keep` says whether what the rule forms is kept while nothing trains.
+    """
+
+    rule: Rule
+    site: Site
+    group: str
+    store: nn.Module | None
+    names: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    keep: bool = False
+    _kept: tuple[list[Any], Rule, Mapping[str, Tensor]] | None = field(default=None, repr=False)
+
+    def place(self, y: Tensor) -> Tensor:
+        """Output (..., site's out) -> output of the whole fused weight."""
+        return y if self.site.part is None else self.site.part.place(y)
+
+    def dense(self, formed: Mapping[str, Tensor]) -> Tensor:
+        """The weight or delta (out, in) of the whole module this binding makes; zero outside its part."""
+        weight = self.rule.weight(formed)
+        return weight if self.site.part is None else self.site.part.place(weight.mT).mT
+
+    def formed(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the rule's `weight` and `apply` take, from the stored tensors by the rule's names."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self.keep:
+            self._kept = None if torch.is_grad_enabled() else self._kept
+            return self._form(stored)
+        if self._kept is None or self._kept[1] is not self.rule or not _same(self._kept[0], stored):
+            seen = [(weakref.ref(t), t._version) for t in stored.values()]
+            self._kept = (seen, self.rule, self._form(stored))
+        return self._kept[2]
+
+    def _form(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.constants:
+            device = next(iter(stored.values())).device
+            for name, table in self.constants.items():
+                if table.device != device and device.type != "meta":
+                    self.constants[name] = table.to(device)
+        return self.rule.form({**stored, **self.constants})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}  # copies and pickles form their own
+
+
+def _same(seen: list[Any], stored: dict[str, Tensor]) -> bool:
+    return all(
+        ref() is t and version == t._version
+        for (ref, version), t in zip(seen, stored.values(), strict=True)
+    )
+
+
+def private_names(rule: Rule, site: Site, taken: Iterable[str]) -> dict[str, str]:
+    """Attribute names for a binding's private tensors: `B`, `q_B` for a part, `B_1` if `B` is taken."""
+    stem = f"{site.part.name}_" if site.part else ""
+    names, taken = {}, set(taken)
+    for tensor in rule.private(site):
+        name, n = stem + tensor, 0
+        while name in taken:
+            n += 1
+            name = f"{stem}{tensor}_{n}"
+        names[tensor] = name
+    return names
