@@ -16,6 +16,7 @@ from .importance import block_influence, tokenize
 from .materialize import materialize
 from .methods import discover
 from .methods.fold import FoldConfig
+from .methods.mos import MosConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
 from .share import compressed, share
@@ -34,6 +35,7 @@ __all__ = [
     "FoldConfig",
     "Generate",
     "Insert",
+    "MosConfig",
     "PlanError",
     "Refused",
     "ShareConfig",

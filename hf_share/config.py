@@ -146,6 +146,12 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
                 raise ConfigError(f"{name} holds {item!r:.80}, a {type(item).__name__}, which does not fit")
         setattr(self, name, sorted(value) if isinstance(value, set) else list(value))
 
+    def require_count(self, name: str, least: int = 1) -> None:
+        """Raise `ConfigError` unless field `name` is a whole number of at least `least`."""
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} is {value!r}; a whole number of at least {least} fits")
+
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         """The plan for `model`, in source form. Each method's config overrides this."""
         plan = SharePlan()

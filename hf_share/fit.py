@@ -114,15 +114,17 @@ def capture(model: nn.Module, step: Step) -> dict[str, Tensor]:
 class Residual(Mapping):
     """What the present weights lack of the source model's, one site at a time: (out, in), in fp32."""
 
-    def __init__(self, base: nn.Module, found: Sequence[Site], weights: Source):
+    def __init__(self, base: nn.Module, found: Sequence[Site], weights: Source, group: str):
         self.base, self.sites, self.weights = base, {s.name: s for s in found}, weights
+        self.group = group  # whose values are to be found
 
     def __getitem__(self, name: str) -> Tensor:
         site = self.sites[name]
         now, share = dense(self.base, site).float(), resolve(self.base, site.module)._modules.get("share")
         if isinstance(share, Share) and not isinstance(resolve(self.base, site.module), SharedLinear):
-            delta = share.weight() if share.bindings else 0.0
-            now = now + (delta if site.part is None else delta[site.part.rows()])
+            for binding in (b for b in share.bindings if b.group != self.group):
+                delta = binding.dense(share.tensors(binding)).float()
+                now = now + (delta if site.part is None else delta[site.part.rows()])
         return self.weights[name].float() - now
 
     def __iter__(self) -> Iterator[str]:
@@ -141,7 +143,7 @@ def starting_values(
     if not rule.reads:
         return {}
     if rule.reads == "residual":
-        source = Residual(base, found, whole.weights)
+        source = Residual(base, found, whole.weights, step.group)
     if any(p.is_meta for p in base.parameters()):
         return {}
     if rule.calibrated and not whole.moments:

@@ -19,7 +19,7 @@ LAYERS = (
     "errors plain steps plan linalg",
     "fused sites peft_type",
     "rules rebuild targets config",
-    "binding shelter",
+    "binding shelter adapter",
     "modules",
     "ties visits",
     "arrange",
@@ -32,7 +32,9 @@ LAYERS = (
     "__init__",
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
-OF_METHODS = set("errors plain steps plan linalg fused sites rules config targets importance methods".split())
+OF_METHODS = set(
+    "errors plain steps plan linalg fused sites rules config targets adapter importance methods".split()
+)
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {
     "errors plain steps plan": set(),

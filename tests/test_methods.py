@@ -22,7 +22,7 @@ from torch import nn
 from zoo import MODELS
 
 import hf_share
-from hf_share import Arrange, FoldConfig, ShareConfig, ShareLoraConfig, SharePlan
+from hf_share import Arrange, FoldConfig, MosConfig, ShareConfig, ShareLoraConfig, SharePlan
 from hf_share.sites import Stack, backbone, sites, stacks
 
 
@@ -66,10 +66,12 @@ def fold(**args):
     return config
 
 
-def fold_then_lora(**args):
+def fold_then(adapter, **args):
+    """FoldGPT with an adapter on top."""
+
     def config(model: nn.Module) -> ShareConfig:
         structure = fold(**args)(model)
-        return ShareConfig(methods=[*(structure.methods or [structure]), lora()(model)])
+        return ShareConfig(methods=[*(structure.methods or [structure]), adapter(model)])
 
     return config
 
@@ -86,6 +88,15 @@ def cycle(private: bool):
         )
 
     return plan
+
+
+def mos(**args):
+    return lambda model: MosConfig(**{"r": 4, "lora_alpha": 4, "target_modules": "all-linear", **args})
+
+
+def pools(e: int = 2, layers: int = 4):
+    """e L (in + out) for each type."""
+    return lambda model: sum(e * layers * sum(shape) for shape in types(model).values())
 
 
 def low_rank(share: str, layers: int = 4, only_first: bool = False, parts: tuple[str, ...] = ()):
@@ -171,6 +182,13 @@ ROWS = {
     "ShareLoRA on parts, adapter": Row(lora_on_parts(), low_rank("A", parts=("q", "v")), adapter=True),
     "ShareLoRA A": Row(lora(), added(low_rank("A"))),
     "ShareLoRA AB on parts": Row(lora_on_parts(share="AB"), added(low_rank("AB", parts=("q", "v")))),
+    "MoS, adapter": Row(mos(), pools(), adapter=True),
+    "MoS, shared only, adapter": Row(mos(private_rank=0, num_shards=1), pools(), adapter=True),
+    "MoS": Row(mos(pair_dissociation=False), added(pools())),
+    "Fold + MoS": Row(
+        fold_then(mos(private_rank=0), group_size=2),
+        lambda model: stored(PAIRS)(model) + pools()(model),
+    ),
     "Fold, remove": Row(fold(remove=[1]), stored([[0], [2], [3]])),
     "Fold, groups of 2": Row(fold(group_size=2), stored(PAIRS)),
     "Fold, mean": Row(fold(group_size=2, parent="mean"), stored(PAIRS)),
@@ -180,11 +198,11 @@ ROWS = {
     "Fold, remove and tie": Row(fold(remove=[1], group_size=2), stored([[0, 2], [3]])),
     "Fold, adapter": Row(fold(group_size=2), lambda model: 0, adapter=True),
     "Fold + ShareLoRA": Row(
-        fold_then_lora(remove=[1], group_size=2),
+        fold_then(lora(), remove=[1], group_size=2),
         lambda model: stored([[0, 2], [3]])(model) + low_rank("A", layers=3)(model),
     ),
     "Fold + ShareLoRA, adapter": Row(
-        fold_then_lora(remove=[1], group_size=2), low_rank("A", layers=3), adapter=True
+        fold_then(lora(), remove=[1], group_size=2), low_rank("A", layers=3), adapter=True
     ),
     "Arrange, a cycle": Row(cycle(private=False), stored([[0], [1], [2], [3]])),
     "Arrange, a cycle with own norms": Row(

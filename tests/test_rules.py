@@ -35,6 +35,16 @@ VARIANTS = [
         for share in ("", "A", "B", "AB")
     ),
     *(("low_rank", {"r": 4, "rank": 2, "share": share, "init": "random"}) for share in ("", "A", "B", "AB")),
+    ("low_rank", {"r": 3, "init": "svd"}),
+    *(
+        ("shards", {"e": 2, "init": "random", **more})
+        for more in (
+            {"r": 2, "p": 2},
+            {"r": 3, "l": 2, "p": 1, "scale": 0.5},
+            {"r": 4, "dissociate": False},
+            {"r": 4, "select": False},
+        )
+    ),
     ("test_atoms", {"atoms": 2}),
 ]
 SITES = {
@@ -68,6 +78,10 @@ def test_forward_is_the_product_with_weight(name, args, where):
         assert isinstance(share, Share)
         binding = share.bindings[0]
         x = torch.randn(2, 5, binding.site.in_features)
+        gen = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for value in share.stored(binding).values():
+                value.copy_(0.1 * torch.randn(value.shape, generator=gen))
         tensors = share.tensors(binding)
         dense = binding.rule.weight(tensors)
         assert dense.shape == binding.site.shape and dense.abs().max() > 0

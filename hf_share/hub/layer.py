@@ -167,7 +167,7 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         owner = self._owner(adapters)
         if owner is None:
             return self.base_layer(x, *args, **kwargs)
-        y, bias = self._product(owner[1], owner[0], x), self.get_base_layer().bias
+        y, bias = self._product(owner[1], owner[0], x), getattr(self.get_base_layer(), "bias", None)
         return (y if bias is None else y + bias).to(x.dtype)
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:

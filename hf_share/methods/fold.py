@@ -77,8 +77,7 @@ class FoldConfig(ShareConfig):
             raise ConfigError(f"removal_rate is {self.removal_rate!r}; a number fits")
         if not 0.0 <= self.removal_rate < 1.0:
             raise ConfigError(f"removal_rate is {self.removal_rate!r}; 0 <= removal_rate < 1 fits")
-        if isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size < 1:
-            raise ConfigError(f"group_size is {self.group_size!r}; a whole number of at least 1 fits")
+        self.require_count("group_size")
         if self.remove is not None and self.removal_rate:
             raise ConfigError("give removal_rate or remove, not both")
         if self.groups is not None and (self.group_size != 1 or self.remove is not None or self.removal_rate):
