@@ -13,6 +13,7 @@ import importlib.metadata
 import sys
 import types
 
+import peft
 import pytest
 import torch
 import transformers as tf
@@ -288,3 +289,52 @@ def test_auto_classes_know_a_third_partys_checkpoint(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert zoo.logits(loaded).equal(zoo.logits(model))
+
+
+@pytest.mark.parametrize("arch, targets", [("llama", ["q_proj", "up_proj"]), ("gpt2", ["mlp.c_fc"])])
+def test_a_rule_that_makes_weights_works_in_an_adapter(arch, targets, tmp_path):
+    plain = zoo.build(arch)
+    inputs, before = zoo.inputs(plain), zoo.logits(plain)
+    config = AtomsConfig(atoms=2, target_modules=targets)
+    model = peft.get_peft_model(copy.deepcopy(plain), config).eval()
+    out = zoo.logits(model, **inputs)
+    shared = zoo.logits(hf_share.share(copy.deepcopy(plain), AtomsConfig(atoms=2, target_modules=targets)))
+    torch.testing.assert_close(out, shared)
+    assert (out - before).abs().max() > 1e-3, "two atoms for four layers lose something"
+    assert model.get_nb_trainable_parameters()[0] > 0
+    with model.disable_adapter():
+        torch.testing.assert_close(zoo.logits(model, **inputs), before)
+
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "adapter").eval()
+    assert zoo.logits(loaded, **inputs).equal(out)
+
+    model.merge_adapter()
+    torch.testing.assert_close(zoo.logits(model, **inputs), out)
+    model.unmerge_adapter()
+    assert zoo.logits(model, **inputs).equal(out)
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert type(merged) is type(plain) and set(merged.state_dict()) == set(plain.state_dict())
+    torch.testing.assert_close(zoo.logits(merged, **inputs), out)
+    torch.testing.assert_close(zoo.logits(copy.deepcopy(model).unload(), **inputs), before)
+
+    small = hf_share.compressed(model)
+    torch.testing.assert_close(zoo.logits(small, **inputs), out)
+    small.save_pretrained(tmp_path / "small")
+    assert zoo.logits(type(plain).from_pretrained(tmp_path / "small").eval()).equal(zoo.logits(small))
+
+
+def test_two_adapters_that_make_one_weight_are_refused_and_rows_may_differ():
+    model = peft.get_peft_model(zoo.build("llama"), AtomsConfig(atoms=2, target_modules=["q_proj"])).eval()
+    inputs = zoo.inputs(model.get_base_model())
+    model.add_adapter("other", AtomsConfig(atoms=1, target_modules=["q_proj"]))
+    one = zoo.logits(model, **inputs)
+    model.set_adapter("other")
+    two = zoo.logits(model, **inputs)
+    with torch.no_grad():
+        mixed = model(**inputs, adapter_names=["default", "other"]).logits
+    torch.testing.assert_close(mixed[0], one[0])
+    torch.testing.assert_close(mixed[1], two[1])
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(Refused, match="'default' and 'other' both make the weight of 'layers.0.self_attn.q_"):
+        zoo.logits(model, **inputs)
