@@ -28,6 +28,7 @@ LAYERS = (
     "fit materialize describe plots elastic",
     "methods",
     "hub share train search eval",
+    "compare",
     "cli",
     "__init__",
 )

@@ -1,0 +1,231 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters on an encoder: sentiment (SST-2) and similarity of sentences (STS-B) with a small BERT.
+
+    u = mean of the last hidden state over the tokens
+    SST-2:  softmax(H u)              cross-entropy and accuracy on the dev set; the head H is trained by all
+    STS-B:  cos(u_1, u_2) -> score/5  squared error in training, Spearman's rank correlation on the dev set
+
+Arms meet at equal budgets as in `adapters`; learning rates are searched on training rows that are kept apart.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, VBLoRAConfig, VeraConfig, get_peft_model
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, set_seed
+
+from ..errors import ConfigError, unknown
+from ..methods.mos import MosConfig
+from ..methods.share_lora import ShareLoraConfig
+from ..train.settings import Settings
+from .adapters import Arm
+from .cells import Cell, Results
+from .encoder_report import page
+from .rates import arm_cells, require_grid
+from .training import file_bytes, train
+
+
+TASKS = ("sst2", "stsb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Numbers of the comparison. `data` is a folder with `SST-2` and `STS-B` as GLUE's TSV files."""
+
+    model: str = ""
+    data: str = ""
+    output: str = "model_cards/results/compare_encoder.jsonl"
+
+    tasks: str = "sst2,stsb"
+    arms: str = "all"
+    rows: int = 8000  # of SST-2's training set
+    steps: int = 250
+    search_steps: int = 80
+    batch: int = 32
+    length: int = 64  # tokens
+    seeds: int = 3
+    grid: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for given, known in ((self.tasks, TASKS), (self.arms, [*arms(), "all"])):
+            for name in given.split(","):
+                if name not in known:
+                    raise unknown("task or arm", name, known, ConfigError)
+        require_grid(self.grid)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where the model and the rows lie; results do not say it."""
+        return {"model": self.model, "data": self.data}
+
+
+def arms() -> dict[str, Arm]:
+    every = {"target_modules": r".*encoder\.layer\..*\.(query|key|value|dense)"}
+
+    def lora(r: int) -> LoraConfig:
+        return LoraConfig(r=r, lora_alpha=2 * r, **every)
+
+    def share(r: int) -> ShareLoraConfig:
+        return ShareLoraConfig(r=r, lora_alpha=2 * r, share="A", **every)
+
+    def mos(e: int, p: int, r: int) -> MosConfig:
+        return MosConfig(equivalent_rank=e, private_rank=p, r=r, lora_alpha=2 * r, **every)
+
+    vblora = VBLoRAConfig(r=7, num_vectors=256, vector_length=16, save_only_topk_weights=True, **every)
+    return {
+        "LoRA r=1": Arm("A", 2e-4, lora(1)),
+        "ShareA r=2": Arm("A", 2e-4, share(2)),
+        "MoS e=1 p=0 r=4": Arm("A", 2e-4, mos(1, 0, 4)),
+        "VeRA r=576": Arm("A", 4e-3, VeraConfig(r=576, projection_prng_key=0, **every)),
+        "VB-LoRA r=7": Arm("A", 1e-3, vblora),
+        "LoRA r=2": Arm("B", 2e-4, lora(2)),
+        "ShareA r=3": Arm("B", 2e-4, share(3)),
+        "MoS e=2 p=1 r=6": Arm("B", 2e-4, mos(2, 1, 6)),
+        "full": Arm("-", 2e-5, None),
+    }
+
+
+def wanted(config: Config, results: Results) -> Iterator[Cell]:
+    """The cells of the comparison that can be measured, given what has been."""
+    chosen = [a for a in arms() if config.arms == "all" or a in config.arms.split(",")]
+    for task in config.tasks.split(","):
+        shared = {"task": task, "batch": config.batch, "length": config.length, "rows": config.rows}
+        for arm in chosen:
+            of_arm = {**shared, "arm": arm}
+            for cell in arm_cells(f"{task}/{arm}", of_arm, arms()[arm].rate, config, results):
+                yield cell if task == "sst2" else _two_epochs(cell)
+
+
+def _two_epochs(cell: Cell) -> Cell:
+    """STS-B is trained on all its rows, twice; its search keeps its own number of steps."""
+    steps = cell.settings["steps"] if cell.settings["part"] == "search" else 0
+    return Cell(cell.name, {**cell.settings, "steps": steps})
+
+
+class Encoder(nn.Module):
+    """An encoder with mean pooling: classes from a head, or the cosine of two sentences."""
+
+    def __init__(self, body: nn.Module, width: int, task: str):
+        super().__init__()
+        self.body, self.task = body, task
+        self.head = nn.Linear(width, 2) if task == "sst2" else None
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(n, length) tokens -> (n, width)."""
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        kept = attention_mask[..., None].to(hidden.dtype)
+        return (hidden * kept).sum(1) / kept.sum(1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        u = self.pooled(input_ids, attention_mask)
+        if self.head is not None:
+            logits = self.head(u)
+            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+        one, two = u.chunk(2)  # the second sentences follow the first ones
+        cosine = F.cosine_similarity(one, two)
+        return {"loss": F.mse_loss(cosine, labels / 5.0), "logits": cosine}
+
+
+class Rows(torch.utils.data.Dataset):
+    """Rows of (sentences, label); the collator tokenises."""
+
+    def __init__(self, rows: Sequence[tuple[tuple[str, ...], float]]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[tuple[str, ...], float]:
+        return self.rows[index]
+
+
+class Collator:
+    """Rows -> a batch of token ids: first sentences, then second ones."""
+
+    def __init__(self, tokenizer: Any, length: int, task: str):
+        self.tokenizer, self.length, self.task = tokenizer, length, task
+
+    def __call__(self, rows: Sequence[tuple[tuple[str, ...], float]]) -> dict[str, Tensor]:
+        sentences = [texts[i] for i in range(len(rows[0][0])) for texts, _ in rows]
+        options = {"padding": True, "truncation": True, "max_length": self.length, "return_tensors": "pt"}
+        batch = self.tokenizer(sentences, return_token_type_ids=False, **options)
+        kind = torch.int64 if self.task == "sst2" else torch.float32
+        return {**batch, "labels": torch.tensor([label for _, label in rows], dtype=kind)}
+
+
+def measure(s: Mapping[str, Any], *, model: str, data: str) -> dict[str, Any]:
+    """Train and measure one cell."""
+    parts = load_rows(data, s["task"], s["rows"])
+    set_seed(s["seed"])
+    body: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
+    config = arms()[s["arm"]].config
+    width = body.config.hidden_size
+    body = body if config is None else get_peft_model(body, config)
+    encoder = Encoder(body, width, s["task"])
+    collator = Collator(AutoTokenizer.from_pretrained(model), s["length"], s["task"])
+    trained = sum(p.numel() for p in body.parameters() if p.requires_grad)
+    steps = s["steps"] or 2 * (len(parts["train"]) // s["batch"])
+    rows = parts["search" if s["part"] == "search" else "train"]
+    seconds = train(encoder, Rows(rows), {**s, "steps": steps}, collator)
+    found = {"trained": trained, "steps": steps, "step_seconds": round(seconds, 4)}
+    if s["part"] == "search":
+        return {**found, "valid_nll": score(encoder, parts["valid"], collator)["loss"]}
+    return {**found, **score(encoder, parts["dev"], collator), **_size(body, config)}
+
+
+def _size(body: Any, config: Any) -> dict[str, int]:
+    return {} if config is None else {"file_bytes": file_bytes(body)}
+
+
+@torch.inference_mode()
+def score(encoder: Encoder, rows: Sequence, collator: Collator, batch: int = 64) -> dict[str, float]:
+    """`loss`, and `score`: accuracy of SST-2, Spearman's correlation of STS-B."""
+    encoder.eval()
+    batches = [collator(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+    outputs = [encoder(**b) for b in batches]
+    labels = torch.cat([b["labels"] for b in batches])
+    logits = torch.cat([o["logits"] for o in outputs])
+    loss = sum(float(o["loss"]) * len(b["labels"]) for o, b in zip(outputs, batches, strict=True))
+    if encoder.task == "sst2":
+        right = float((logits.argmax(-1) == labels).float().mean())
+    else:
+        ranked = float(spearmanr(logits.numpy(), labels.numpy()).statistic)
+        right = ranked if math.isfinite(ranked) else 0.0  # one number for all pairs ranks nothing
+    return {"loss": loss / len(rows), "score": right}
+
+
+@cache
+def load_rows(data: str, task: str, count: int) -> dict[str, list[tuple[tuple[str, ...], float]]]:
+    """`train`, `valid` (rows of the training file that `train` has not) and `dev`."""
+    folder = Path(data) / {"sst2": "SST-2", "stsb": "STS-B"}[task]
+    whole, dev = (_read(folder / f"{name}.tsv", task) for name in ("train", "dev"))
+    if task == "stsb":
+        cut = len(whole) - 749
+        return {"train": whole, "search": whole[:cut], "valid": whole[cut:], "dev": dev}
+    return {"train": whole[:count], "search": whole[:count], "valid": whole[count : count + 1000], "dev": dev}
+
+
+def _read(path: Path, task: str) -> list[tuple[tuple[str, ...], float]]:
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if task == "sst2":
+        return [((r["sentence"].strip(),), int(r["label"])) for r in rows]
+    return [((r["sentence1"], r["sentence2"]), float(r["score"])) for r in rows if r.get("score")]
+
+
+def report(config: Config, results: Results) -> str:
+    """The page of what is measured, written beside the results with its plot."""
+    return page(config.tasks.split(","), [(n, a.budget) for n, a in arms().items()], results, config.output)

@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of the encoder comparison: a table for each task, paired differences to LoRA, a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .cells import Results
+from .report import by_seed, scatter, table, write
+from .stats import interval, paired
+
+
+INTRO = """`python recipes/compare.py --config recipes/compare_encoder.yaml --model MODEL --data GLUE --jobs 2`
+
+all-MiniLM-L6-v2 (BERT, 6 layers of 384, 22.7 M parameters) with mean pooling; adapters on all linear weights
+of the layers, fp32, scale 2 for every LoRA-like method; learning rates searched on training rows kept apart.
+Mean and 95 % interval over seeds. SST-2: cross-entropy and accuracy on the dev set; STS-B: squared error of
+the cosine and Spearman's correlation. Budget A is about 41 k trained parameters, B about 83 k."""  # noqa: E501
+
+PAIRS = (
+    ("ShareA r=2", "LoRA r=1"),
+    ("MoS e=1 p=0 r=4", "LoRA r=1"),
+    ("MoS e=1 p=0 r=4", "VeRA r=576"),
+    ("MoS e=1 p=0 r=4", "VB-LoRA r=7"),
+    ("ShareA r=3", "LoRA r=2"),
+    ("MoS e=2 p=1 r=6", "LoRA r=2"),
+)
+
+
+def page(tasks: list[str], arms: list[tuple[str, str]], results: Results, output: str) -> str:
+    """Write `<output>.md` and `<output>.png`, and return the page. `arms` are (name, budget)."""
+    parts = ["# Adapters on an encoder", INTRO]
+    panels = {}
+    for task in tasks:
+        name = "Spearman" if task == "stsb" else "accuracy"
+        head = ("arm", "budget", "trained", "file kB", "rate", "loss", name, "s/step")
+        parts += [f"## {task}", table(head, list(_rows(task, arms, results)))]
+        parts += ["\n".join(_pairs(task, results))]
+        points = dict(_points(task, arms, results))
+        panels |= {task: points} if points else {}
+    text = "\n\n".join(part for part in parts if part)
+    write(output, text)
+    if panels:
+        plot = Path(output).with_suffix(".png")
+        scatter(plot, panels, "trained parameters (thousands)", "accuracy, Spearman's correlation")
+    return text
+
+
+def _final(task: str, arm: str, results: Results) -> list[dict]:
+    wanted = (task, arm, "final")
+    return [r for r in results.values() if (r.get("task"), r.get("arm"), r.get("part")) == wanted]
+
+
+def _rows(task: str, arms: list[tuple[str, str]], results: Results) -> Iterator[list]:
+    for arm, budget in arms:
+        rows = _final(task, arm, results)
+        if rows:
+            size = rows[0].get("file_bytes")
+            kilobytes = None if size is None else f"{size / 1e3:.0f}"
+            scores = [str(interval([r[k] for r in rows if r[k] is not None])) for k in ("loss", "score")]
+            seconds = sorted(r["step_seconds"] for r in rows)[len(rows) // 2]
+            rate = f"{rows[0]['rate']:.1e}"
+            yield [arm, budget, rows[0]["trained"], kilobytes, rate, *scores, f"{seconds:.2f}"]
+
+
+def _pairs(task: str, results: Results) -> Iterator[str]:
+    for ours, theirs in PAIRS:
+        one, two = (by_seed(results, "score", task=task, arm=arm, part="final") for arm in (ours, theirs))
+        if one and two:
+            yield f"- {ours} minus {theirs}: {paired(one, two)}"
+
+
+def _points(task: str, arms: list[tuple[str, str]], results: Results) -> Iterator[tuple]:
+    for arm, _ in arms:
+        rows = _final(task, arm, results)
+        if rows and arm != "full":  # five hundred times as many parameters: in the table only
+            yield arm, tuple(interval([v for v in row]) for row in _axes(rows))
+
+
+def _axes(rows: list[dict]) -> tuple[list[float], list[float]]:
+    return [r["trained"] / 1e3 for r in rows], [r["score"] for r in rows]

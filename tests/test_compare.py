@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Comparisons: cells are kept and never measured twice, grids grow, verdicts follow from intervals."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers as tf
+
+from hf_share import CheckpointError, ConfigError
+from hf_share.compare import adapters, encoder
+from hf_share.compare.cells import Cell, read, run
+from hf_share.compare.main import main
+from hf_share.compare.rates import arm_cells, best_rate, grid
+from hf_share.compare.report import by_seed, table
+from hf_share.compare.stats import Interval, interval, paired, verdict, verdict_within
+from hf_share.train.pretrain import train_tokenizer
+
+
+def square(s):
+    """A cell's function; workers import this file."""
+    if s.get("fail"):
+        raise ValueError("this cell fails")
+    with open(s["log"], "a") as log:
+        log.write(f"{s['x']} ")
+    return {"nll": float(s["x"] ** 2), "lost": float("nan")}
+
+
+def test_cells_are_measured_once_and_may_depend_on_results(tmp_path):
+    log, out = tmp_path / "log", tmp_path / "deep" / "cells.jsonl"
+
+    def wanted(results):
+        yield from (Cell(f"first/{x}", {"x": x, "log": str(log)}) for x in (1, 2))
+        if len(results) >= 2:
+            best = max(row["nll"] for row in results.values() if row["cell"].startswith("first"))
+            yield Cell("then", {"x": int(best), "log": str(log)})
+
+    results = run(wanted, square, out)
+    found = {name: row["nll"] for name, row in results.items()}
+    assert found == {"first/1": 1.0, "first/2": 4.0, "then": 16.0}
+    assert run(wanted, square, out) == results == read(out)
+    assert all(row["lost"] is None for row in results.values()), "JSON has no NaN"
+    assert log.read_text() == "1 2 4 ", "nothing is measured twice"
+    assert all(row["threads"] == 1 and row["seconds"] >= 0 for row in results.values())
+
+    text = out.read_text()
+    out.write_text(text[:-20])  # killed while the last line was written
+    assert list(read(out)) == ["first/1", "first/2"]
+    assert run(wanted, square, out)["then"]["nll"] == 16.0
+    assert log.read_text() == "1 2 4 4 " and len(out.read_text().splitlines()) == 3
+
+    out.write_text("{}x\n" + text)
+    with pytest.raises(CheckpointError, match="line 1 is no JSON"):
+        read(out)
+
+
+def test_a_glob_chooses_cells_and_what_is_done_outlives_a_failure(tmp_path):
+    log, out = tmp_path / "log", tmp_path / "cells.jsonl"
+    cells = [Cell(f"c/{x}", {"x": x, "log": str(log)}) for x in range(3)]
+    assert list(run(lambda r: cells, square, out, only="c/[12]")) == ["c/1", "c/2"]
+    with pytest.raises(ConfigError, match="unknown cell 'd/\\*'; known: 'c/0', 'c/1', 'c/2'"):
+        run(lambda r: cells, square, tmp_path / "other.jsonl", only="d/*")
+    bad = Cell("c/3", {"x": 3, "log": str(log), "fail": True})
+    with pytest.raises(ValueError, match="this cell fails"):
+        run(lambda r: [*cells, bad], square, out)
+    assert list(read(out)) == ["c/1", "c/2", "c/0"]
+
+
+class Numbers:
+    steps, search_steps, seeds, grid = 10, 5, 2, 4
+
+
+def searched(scores: dict[float, float]) -> dict:
+    return {f"arm/search/{rate:.1e}": {"valid_nll": score} for rate, score in scores.items()}
+
+
+def test_a_grid_of_rates_grows_while_its_best_is_at_an_edge():
+    first = grid("arm", 1e-3, 4, {})
+    assert first == [3.3e-4, 1e-3, 3e-3, 9e-3]
+    inner = searched(dict(zip(first, (3.0, 1.0, 2.0, 3.0), strict=True)))
+    assert grid("arm", 1e-3, 4, inner) == first and best_rate("arm", first, inner) == 1e-3
+    rising = searched(dict(zip(first, (4.0, 3.0, 2.0, 1.0), strict=True)))
+    assert grid("arm", 1e-3, 4, rising) == [*first, 2.7e-2]
+    falling = searched(dict(zip(first, (1.0, 2.0, 3.0, float("nan")), strict=True)))
+    assert grid("arm", 1e-3, 4, falling) == [1.1e-4, *first]
+    names = [cell.name for cell in arm_cells("arm", {}, 1e-3, Numbers(), rising)]
+    assert names == [f"arm/search/{rate:.1e}" for rate in (*first, 2.7e-2)], "the best is not known yet"
+    final = [cell for cell in arm_cells("arm", {"x": 1}, 1e-3, Numbers(), inner) if "seed" in cell.name]
+    assert [c.name for c in final] == ["arm/seed=0", "arm/seed=1"]
+    assert final[1].settings == {"x": 1, "part": "final", "steps": 10, "seed": 1, "rate": 1e-3}
+
+
+def test_intervals_and_verdicts():
+    found = interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and abs(found.half - 4.302652729911275 / 3**0.5) < 1e-9
+    assert interval([1.0]).half == float("inf") and str(interval([1.0])) == "1.0000"
+    difference = paired({0: 1.0, 1: 2.0, 2: 5.0}, {0: 1.1, 1: 2.2, 3: 9.0})
+    assert difference.count == 2 and abs(difference.mean + 0.15) < 1e-12
+    assert [verdict(Interval(m, 1.0, 5)) for m in (-2.0, 0.5, 2.0)] == ["confirmed", "undecided", "refuted"]
+    within = [verdict_within(Interval(m, 0.01, 5), 0.02) for m in (0.005, 0.015, -0.05)]
+    assert within == ["confirmed", "undecided", "refuted"]
+    assert verdict(interval([-1.0])) == "undecided", "one run decides nothing"
+
+
+def test_tables():
+    assert table(("a", "b"), [["x", 1234], ["y", None], ["z", 0.5]]).splitlines() == [
+        "| a | b |", "| --- | ---: |", "| x | 1,234 |", "| y | - |", "| z | 0.5000 |",
+    ]  # fmt: skip
+    rows = {"1": {"seed": 0, "nll": 1.0, "arm": "x"}, "2": {"seed": 1, "nll": 2.0, "arm": "y"}}
+    assert by_seed(rows, "nll", arm="x") == {0: 1.0}
+
+
+STORY = "Once upon a time there was a small dog. The dog liked to run and to play. "
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A tiny Llama and a tiny BERT with a tokenizer, and texts of the names the comparisons read."""
+    home = tmp_path_factory.mktemp("compare")
+    for name, text in (("tinystories/valid", STORY), ("fairytales/train", STORY.upper()),
+                       ("fairytales/val", STORY.upper()), ("fairytales/test", STORY.upper())):  # fmt: skip
+        path = home / "data" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text * 20)
+    tables = {
+        "SST-2": ("sentence\tlabel", "good dog\t1\nbad dog\t0"),
+        "STS-B": ("sentence1\tsentence2\tscore", "a dog\ta cat\t1.5\na dog\tthe dog\t4.5"),
+    }
+    for task, (head, row) in tables.items():
+        (home / "glue" / task).mkdir(parents=True)
+        for part, count in (("train", 400), ("dev", 8)):
+            (home / "glue" / task / f"{part}.tsv").write_text("\n".join([head, *[row] * count]) + "\n")
+    tokenizer = train_tokenizer([STORY, STORY.upper()], vocab_size=300, context=64)
+    tokenizer.pad_token = tokenizer.eos_token
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+             "num_attention_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+    tf.LlamaForCausalLM(tf.LlamaConfig(**sizes)).save_pretrained(home / "llama")
+    tf.BertModel(tf.BertConfig(**sizes)).save_pretrained(home / "bert")
+    for name in ("llama", "bert"):
+        tokenizer.save_pretrained(home / name)
+    return home
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_a_small_adapter_comparison_runs_and_reports(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    out = tmp_path / "small.jsonl"
+    small = ["--domains", "fairytales", "--steps", "3", "--search_steps", "2", "--batch", "2",
+             "--context", "16", "--seeds", "2", "--grid", "3",
+             "--arms", "LoRA r=1,MoS e=1 p=0 r=4,ShareA r=2"]  # fmt: skip
+    places = ["--model", str(home / "llama"), "--data", str(home / "data"), "--output", str(out)]
+    main(None, ["--config", str(ROOT / "recipes/compare_adapters.yaml"), *places, *small])
+    results = read(out)
+    finals = [row for row in results.values() if row["part"] == "final"]
+    assert len(finals) == 1 + 3 * 2 and all(row["test_nll"] > 0 for row in finals)
+    assert str(home) not in out.read_text(), "results do not say where the model lies"
+    page = out.with_suffix(".md").read_text()
+    assert page.strip() in capsys.readouterr().out
+    assert "MoS e=1 p=0 r=4" in page and out.with_suffix(".png").stat().st_size > 1000
+    best = {row["rate"] for row in finals if row["arm"] == "LoRA r=1"}
+    assert len(best) == 1
+    trained = {row["arm"]: row["trained"] for row in finals}
+    assert trained["LoRA r=1"] == trained["MoS e=1 p=0 r=4"] > 0
+
+
+@pytest.mark.slow
+def test_a_small_encoder_comparison_runs_and_reports(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    out = tmp_path / "small.jsonl"
+    small = ["--steps", "2", "--search_steps", "2", "--batch", "4", "--rows", "40", "--length", "16",
+             "--seeds", "1", "--grid", "3", "--arms", "LoRA r=1,full"]  # fmt: skip
+    places = ["--model", str(home / "bert"), "--data", str(home / "glue"), "--output", str(out)]
+    main(None, ["--config", str(ROOT / "recipes/compare_encoder.yaml"), *places, *small])
+    finals = {(r["task"], r["arm"]): r for r in read(out).values() if r["part"] == "final"}
+    assert set(finals) == {(t, a) for t in ("sst2", "stsb") for a in ("LoRA r=1", "full")}
+    assert all(-1.0 <= row["score"] <= 1.0 for row in finals.values())
+    assert finals["stsb", "full"]["steps"] == 2 * (800 // 4), "two epochs of all rows"
+    assert "Spearman" in out.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--arms", "LoRA"], "unknown arm 'LoRA'; did you mean 'LoRA r="),
+        (["--grid", "2"], "grid=2: 3 to 12 rates fit"),
+        (["--compare", "adaptors"], "unknown comparison 'adaptors'; did you mean 'adapters'"),
+        (["--jobs", "0"], "--jobs 0: at least one worker"),
+        (["--step", "2"], "unknown key 'step'; did you mean 'steps'"),
+    ],
+)
+def test_bad_input(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(None, ["--config", str(ROOT / "recipes/compare_adapters.yaml"), *arguments])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "shape, table, counts",
+    [
+        ("llama", adapters.arms(), {"A": 36_992, "B": 73_984}),
+        ("bert", encoder.arms(), {"A": 41_472, "B": 82_944}),
+    ],
+)
+def test_arms_meet_at_their_budgets(shape, table, counts):
+    """MoS trains as many parameters as LoRA, VeRA nearly, ShareA by its formula within a sixth."""
+    for name, arm in table.items():
+        if arm.config is None or name.startswith("VB"):
+            continue
+        with torch.device("meta"):
+            model = MODELS[shape]()
+        trained = peft.get_peft_model(model, arm.config).get_nb_trainable_parameters()[0]
+        off = abs(trained / counts[arm.budget] - 1.0)
+        assert off <= {"LoR": 0.0, "MoS": 0.0, "VeR": 0.002, "Sha": 0.17}[name[:3]], (name, trained)
+
+
+WIDE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 8}
+SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+MODELS = {
+    "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**WIDE, num_key_value_heads=4, vocab_size=4096)),
+    "bert": lambda: tf.BertModel(tf.BertConfig(**SMALL)),
+}
