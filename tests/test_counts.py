@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from functools import cache
 
 import peft
@@ -15,12 +16,16 @@ import transformers as tf
 from torch import nn
 
 import hf_share
-from hf_share import FoldConfig, ShareLoraConfig, SharePlan
+from hf_share import FoldConfig, MosConfig, ShareLoraConfig, SharePlan
 
 
 LLAMA_3 = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+LLAMA_3_2 = {
+    "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+    "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
 }  # fmt: skip
 GEMMA = {
     "vocab_size": 256000, "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18,
@@ -36,6 +41,7 @@ ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size
 SHAPES = {
     "LLaMA-2-7B": lambda: tf.LlamaForCausalLM(tf.LlamaConfig()),
     "LLaMA-3-8B": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA_3)),
+    "LLaMA-3.2-3B": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA_3_2)),
     "Gemma-2B": lambda: tf.GemmaForCausalLM(tf.GemmaConfig(**GEMMA)),
     "TinyLlama-1.1B": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**TINY)),
     "RoBERTa-base": lambda: tf.RobertaModel(tf.RobertaConfig(**ROBERTA)),
@@ -137,3 +143,29 @@ def test_fold(name, removed, group, percent):
     sets = {id(layer.mlp.up_proj.weight) for layer in private.model.layers}
     again = private.config.num_hidden_layers - len(sets)
     assert unique(private) - unique(whole) == again * 2 * private.config.hidden_size, "norms stay private"
+
+
+# model, equivalent rank, count; the same for every r, p and l
+MOS = [
+    ("LLaMA-2-7B", 2, 4_997_120),
+    ("LLaMA-2-7B", 8, 19_988_480),
+    ("LLaMA-3-8B", 2, 5_242_880),
+    ("LLaMA-3.2-3B", 2, 3_039_232),
+    ("LLaMA-3.2-3B", 8, 12_156_928),
+]
+
+
+@pytest.mark.parametrize("r, p, shards", [(8, 1, 2), (9, 0, 1), (16, 1, 4)])
+@pytest.mark.parametrize("name, rank, count", MOS)
+def test_mos(name, rank, count, r, p, shards):
+    config = MosConfig(
+        r=r, equivalent_rank=rank, private_rank=p, num_shards=shards, target_modules="all-linear"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unused shards, which is not asked here
+        plan = config.resolve(source(name))
+    model = meta(name)
+    before = unique(model)
+    hf_share.share(model, plan)
+    assert unique(model) - before == count
+    assert all(p.is_meta for p in model.parameters())
