@@ -17,7 +17,7 @@ from ..train.settings import parse_overrides
 from .cells import read, run
 
 
-COMPARISONS = ("adapters", "encoder")  # modules here with Config, wanted, measure and report
+COMPARISONS = ("adapters", "encoder", "structure")  # modules here with Config, wanted, measure and report
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:

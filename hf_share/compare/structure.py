@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Structures at equal sizes: a model made smaller in many ways, healed with the same tokens.
+
+Each cell shares the dense model to at most `ratio` of its parameters, measures it, trains all its weights on
+text with the dense model as teacher, and measures again: perplexity, FLOPs a token, decode speed, the bytes
+of its file, and the same with NF4 inside. The dense model itself is healed with the same tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from ..eval.perplexity import perplexity
+from ..hub.record import inner_config
+from ..plan import SharePlan
+from ..ties import attached
+from ..train.heal import HealConfig, heal
+from ..train.settings import Settings
+from ..train.text import target_bytes, windows
+from .cells import Cell, Results
+from .structure_report import page
+from .structures import ARMS, ATTENTION, Case, build, check_arms, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Numbers of the comparison. `train` and `test` are text files; lengths are in tokens."""
+
+    model: str = ""
+    train: str = ""
+    test: str = ""
+    output: str = "model_cards/results/compare_structure.jsonl"
+
+    arms: str = "all"
+    steps: int = 60
+    batch: int = 8
+    context: int = 256
+    learning_rate: float = 1e-3
+    test_bytes: int = 120_000
+    windows: int = 16  # of training text, to measure layers on
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arms != "all":
+            check_arms(self.arms.split(","))
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where the model and the texts lie; results do not say it."""
+        return {"model": self.model, "train": self.train, "test": self.test}
+
+
+RATIOS = (0.9, 0.7, 0.5)
+ALSO = ("ShortGPT", "fold", "relaxed, SVD")  # compared where strict recursion with two loops stands, too
+STRICT = 0.58
+
+
+def wanted(config: Config, results: Results) -> Iterator[Cell]:
+    """Every cell of the comparison."""
+    chosen = config.arms.split(",")
+    numbers = {k: getattr(config, k) for k in ("steps", "batch", "context", "learning_rate", "windows")}
+    numbers["test_bytes"] = config.test_bytes
+    for arm, ratio in _points():
+        for seed in range(config.seeds) if config.arms == "all" or arm in chosen else ():
+            settings = {"arm": arm, "ratio": ratio, "seed": seed, **numbers}
+            yield Cell(f"{arm}/{ratio}/seed={seed}", settings)
+
+
+def _points() -> Iterator[tuple[str, float]]:
+    yield "dense", 1.0
+    for arm in ("LaCo", *ARMS, *ATTENTION):
+        yield from ((arm, ratio) for ratio in (*RATIOS, *((STRICT,) if arm in ALSO else ())))
+
+
+def measure(s: Mapping[str, Any], *, model: str, train: str, test: str) -> dict[str, Any]:
+    """Share, heal and measure one cell."""
+    text = load_texts(model, train, test, s["context"], s["test_bytes"])
+    dense: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    calibration = list(text["train"][: s["windows"]].split(4))
+    whole = count(dense)
+    shared = build(s["arm"], s["ratio"], Case(copy.deepcopy(dense), calibration, s["seed"]))
+    if shared is None:
+        return {"reachable": False}
+    found = {"reachable": True, "stored": count(shared), "of_dense": count(shared) / whole}
+    found |= {"plan": _plan(shared), "before": _measure(shared, text)}
+    start = time.perf_counter()
+    healed = heal(shared, text["train"], dense, _healing(s))
+    found["step_seconds"] = round((time.perf_counter() - start) / s["steps"], 3)
+    found |= {"after": _measure(healed, text), "nll": _measure(healed, text)["nll"]}
+    found |= {"flops_a_token": flops(healed, text["test"]), "tokens_per_second": speed(healed, text["test"])}
+    return {**found, **_files(healed, text)}
+
+
+def _healing(s: Mapping[str, Any]) -> HealConfig:
+    return HealConfig(
+        train="full",
+        output=str(Path(tempfile.gettempdir()) / "hf_share-compare"),
+        **{k: s[k] for k in ("steps", "batch", "context", "learning_rate", "seed")},
+        warmup_steps=max(s["steps"] // 20, 1),
+    )
+
+
+def _plan(model: Any) -> str:
+    record = attached(model)
+    return repr(record.plan.source() if record else SharePlan())[:400]
+
+
+def _measure(model: Any, text: Mapping[str, Any]) -> dict[str, float]:
+    found = perplexity(model, text["test"], progress=False, text_bytes=text["bytes"])
+    return {"nll": found.nll, "bits_per_byte": found.bits_per_byte or 0.0}
+
+
+def _files(model: Any, text: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes of the model's file in fp32, and with NF4 inside, which is measured as it loads."""
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        plain, small = Path(folder) / "plain", Path(folder) / "nf4"
+        model.save_pretrained(plain)
+        record = attached(model)
+        if record is None or record.plan.is_plain:
+            quantised = AutoModelForCausalLM.from_pretrained(plain, quantization_config=four)
+        else:
+            quantised = AutoModelForCausalLM.from_pretrained(plain, config=inner_config(plain, four))
+        quantised.save_pretrained(small)
+        nf4 = {"nf4_nll": _measure(quantised, text)["nll"], "nf4_bytes": _bytes(small)}
+        return {"bytes": _bytes(plain), **nf4}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+
+
+@torch.no_grad()
+def flops(model: Any, ids: Tensor) -> int:
+    """Floating point operations a token of one window takes, head included."""
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids[:1])
+    return counter.get_total_flops() // ids.shape[1]
+
+
+@torch.no_grad()
+def speed(model: Any, ids: Tensor, new: int = 64) -> float:
+    """Greedy tokens a second after a short prompt; the best of three."""
+    prompt, best = ids[:1, :16], 0.0
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    for _ in range(3):
+        start = time.perf_counter()
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        best = max(best, new / (time.perf_counter() - start))
+    return round(best, 1)
+
+
+@cache
+def load_texts(model: str, train: str, test: str, context: int, size: int) -> dict[str, Any]:
+    """Windows to heal on and to measure on, and the bytes the latter stand for."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    documents = Path(train).read_text(encoding="utf-8").split("<|endoftext|>")
+    rest = Path(test).read_bytes()[:size].decode(errors="ignore").split("<|endoftext|>")
+    found = {"train": windows(tokenizer, documents, context), "test": windows(tokenizer, rest, context)}
+    return {**found, "bytes": target_bytes(tokenizer, found["test"])}
+
+
+def report(config: Config, results: Results) -> str:
+    """The page of what is measured, written beside the results with its plots."""
+    return page([arm for arm, _ in dict.fromkeys(_points())], results, config.output)

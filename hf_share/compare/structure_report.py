@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of the structure comparison: tables by size, NF4, verdicts from paired differences, two plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .cells import Results
+from .report import by_seed, scatter, table, write
+from .stats import Interval, interval, paired, verdict
+
+
+HEAD = ("structure", "at most", "stored", "MB", "before", "healed", "bits/byte", "MFLOPs/token", "tok/s")
+ATTENTION = ("Matrix PCA", "whitened SVD, attention")
+
+INTRO = """`python recipes/compare.py --config recipes/compare_structure.yaml --model M --train T --test V`
+
+A 6.9 M parameter story model (Llama, 8 layers of 256), shared to at most a share of its parameters, then all
+its weights trained for the same 60 steps of 8 x 256 tokens, half on the text and half on what the dense model
+says (forward KL). Perplexity on held-out stories as NLL in nats per token, mean and 95 % interval over seeds;
+the size is the largest each structure reaches within the bound. The dense row had the same healing."""
+
+# hypothesis, (ours, ratio), (theirs, ratio)
+BELOW = (
+    ("H3, relaxed beats strict recursion at equal tokens", ("relaxed, SVD", 0.7), ("recursive", 0.7)),
+    ("H3, and at equal bytes", ("relaxed, SVD", 0.58), ("recursive", 0.7)),
+    ("H4, average + SVD beats average + zero", ("relaxed, SVD", 0.9), ("relaxed, zero", 0.9)),
+    ("H4, average + SVD beats average + zero", ("relaxed, SVD", 0.7), ("relaxed, zero", 0.7)),
+    ("H4, average + SVD beats average + zero", ("relaxed, SVD", 0.5), ("relaxed, zero", 0.5)),
+    ("H5, Matrix PCA beats whitened SVD", ("Matrix PCA", 0.9), ("whitened SVD, attention", 0.9)),
+    ("H5, Matrix PCA beats whitened SVD", ("Matrix PCA", 0.7), ("whitened SVD, attention", 0.7)),
+    ("H5, Matrix PCA beats whitened SVD", ("Matrix PCA", 0.5), ("whitened SVD, attention", 0.5)),
+    ("H6, fold beats ShortGPT at <= 0.6 of the bytes", ("fold", 0.58), ("ShortGPT", 0.58)),
+    ("H6, fold beats ShortGPT at <= 0.6 of the bytes", ("fold", 0.5), ("ShortGPT", 0.5)),
+)
+
+
+def page(arms: list[str], results: Results, output: str) -> str:
+    """Write `<output>.md` and two plots, and return the page."""
+    whole = [arm for arm in dict.fromkeys(arms) if arm not in ATTENTION]
+    parts = ["# Structures at equal sizes", INTRO, "## The whole model"]
+    parts += [table(HEAD, list(_rows(whole, results))), "## Attention alone"]
+    parts += [ATTENTION_INTRO, table(HEAD, list(_rows(list(ATTENTION), results)))]
+    parts += ["## With NF4 inside", NF4, table(NF4_HEAD, list(_nf4(whole, results)))]
+    parts += ["## Verdicts", "\n".join(_verdicts(results))]
+    text = "\n\n".join(part for part in parts if part)
+    write(output, text)
+    for name, (key, label) in PLOTS.items():
+        points = _points(whole, results, key)
+        if points:
+            plot = Path(output).with_name(f"{Path(output).stem}_{name}.png")
+            scatter(plot, {"after healing": points}, label, "NLL")
+    return text
+
+
+PLOTS = {"size": ("of_dense", "stored / dense"), "flops": ("flops_a_token", "FLOPs a token")}
+
+
+ATTENTION_INTRO = "The bound is on the weights of the attention; the rest of the model is dense."
+NF4 = "The healed model, quantised while it loads. What a rule stores stays in fp32."
+NF4_HEAD = ("structure", "at most", "MB", "NLL", "MB with NF4", "NLL with NF4")
+
+
+def _of(arm: str, ratio: float, results: Results) -> list[dict]:
+    return [r for r in results.values() if r.get("arm") == arm and r.get("ratio") == ratio]
+
+
+def _grid(arms: list[str], results: Results) -> Iterator[tuple[str, float, list[dict]]]:
+    for arm in arms:
+        for ratio in sorted({r["ratio"] for r in results.values() if r.get("arm") == arm}, reverse=True):
+            yield arm, ratio, _of(arm, ratio, results)
+
+
+def _rows(arms: list[str], results: Results) -> Iterator[list]:
+    for arm, ratio, rows in _grid(arms, results):
+        if not rows[0]["reachable"]:
+            yield [arm, f"{ratio}", "not reachable", *([None] * 6)]
+            continue
+        before, after, bits = (
+            str(interval([r[part][key] for r in rows]))
+            for part, key in (("before", "nll"), ("after", "nll"), ("after", "bits_per_byte"))
+        )
+        first, speeds = rows[0], sorted(r["tokens_per_second"] for r in rows)
+        stored, size = f"{first['of_dense']:.3f}", f"{first['bytes'] / 1e6:.2f}"
+        flops = f"{first['flops_a_token'] / 1e6:.2f}"
+        yield [arm, f"{ratio}", stored, size, before, after, bits, flops, f"{speeds[len(speeds) // 2]:.0f}"]
+
+
+def _nf4(arms: list[str], results: Results) -> Iterator[list]:
+    for arm, ratio, rows in _grid(arms, results):
+        if rows[0]["reachable"]:
+            plain, small = (str(interval([r[k] for r in rows])) for k in ("nll", "nf4_nll"))
+            sizes = [f"{rows[0][k] / 1e6:.2f}" for k in ("bytes", "nf4_bytes")]
+            yield [arm, f"{ratio}", sizes[0], plain, sizes[1], small]
+
+
+def _verdicts(results: Results) -> Iterator[str]:
+    for name, ours, theirs in BELOW:
+        one, two = (by_seed(results, "nll", arm=arm, ratio=ratio) for arm, ratio in (ours, theirs))
+        if one and two:
+            found = paired(one, two)
+            yield f"- {name}: {_named(ours)} minus {_named(theirs)} {found} nat, **{verdict(found)}**"
+
+
+def _named(point: tuple[str, float]) -> str:
+    return f"{point[0]} ({point[1]})"
+
+
+def _points(arms: list[str], results: Results, key: str) -> dict[str, tuple[Interval, Interval]]:
+    points = {}
+    for arm, ratio, rows in _grid(arms, results):
+        if rows[0]["reachable"]:
+            points[f"{arm} {ratio}"] = tuple(interval([r[k] for r in rows]) for k in (key, "nll"))
+    return points
