@@ -34,8 +34,10 @@ def check(model: nn.Module, step: Arrange, form: str) -> None:
     """Raise if `step` does not fit `model`; change nothing."""
     stack = find_stack(model, step)
     where = f"stack {step.stack!r}"
-    for role in (*step.private, *(() if step.roles == "all" else step.roles)):
+    for role in () if step.roles == "all" else step.roles:
         stack.require_role(role)
+    for role in step.private:
+        stack.require_role(role, tensors_too=True)
     expected = step.depth if form == "source" else len(step.order)
     if expected is not None and expected != stack.depth:
         raise SiteError(f"{where}: the plan is for {expected} layers, this model has {stack.depth}")
@@ -219,16 +221,15 @@ def _plain_attributes(layer: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]
 
 
 def template(stack: Stack, step: Arrange, depth: int) -> int:
-    """The layer whose modules stand at `depth`: its source, unless that owns tensors only its own depth
-    may have.
+    """The layer whose modules stand at `depth`: the one it stands for, unless that owns tensors only its own
+    depth may have.
     """
-    source, member = step.order[depth], step.members[depth]
-    assert source is not None, "only whole layers are placed"
-    own = [n for n in stack.signatures[source] if n in stack.partial]
-    if not own or member == source == depth:
-        return source
-    others = [member, *range(stack.depth)]
-    plain = [i for i in others if i is not None and not any(n in stack.partial for n in stack.signatures[i])]
+    member = step.members[depth]
+    assert member is not None, "only whole layers are placed"
+    own = [n for n in stack.signatures[member] if n in stack.partial]
+    if not own or member == depth:
+        return member
+    plain = [i for i in range(stack.depth) if not any(n in stack.partial for n in stack.signatures[i])]
     if not plain:
         raise Refused(
             f"stack {step.stack!r}: depth {depth} would need {own[0]!r}, which only some layers own"

@@ -72,11 +72,12 @@ class Whole:
         for step in plan.arranges if plan.form == "source" else ():
             origins = visits.origins(origins, step)
         base = backbone(model)
-        self.weights = {name: dense(base, index[origins[name]]) for name in wanted if name in origins}
+        found = {name: dense(base, index[origins[name]]) for name in wanted if name in origins}
+        self.weights = {name: weight.detach() for name, weight in found.items()}  # what merging leaves alone
         if measured and not any(p.is_meta for p in model.parameters()):
             modules = {name: index[origins[name]].module for name in measured}
-            found = second_moments(model, calibration, sorted(set(modules.values())))
-            self.moments = {name: found[module] for name, module in modules.items()}
+            moments = second_moments(model, calibration, sorted(set(modules.values())))
+            self.moments = {name: moments[module] for name, module in modules.items()}
 
 
 def dense(base: nn.Module, site: Site) -> Tensor:
@@ -177,7 +178,8 @@ def _fit_arrange(model: nn.Module, step: Arrange, source: Source, seed: int) -> 
         for name, value in tensors(layer):
             shared = visits.is_owned(step, name) and not visits.is_private(step, name)
             if shared and name not in stack.partial and value.is_floating_point():
-                value.copy_(torch.stack([source[f"{m}.{name}"].float() for m in members]).mean(0))
+                mean = torch.stack([source[f"{m}.{name}"].float() for m in members]).mean(0)
+                value.data = mean.to(value.dtype)  # not in place: a rule may yet fit to the source's values
 
 
 def _draw(model: nn.Module, layer: nn.Module, seed: int, parent: int) -> None:
@@ -186,6 +188,7 @@ def _draw(model: nn.Module, layer: nn.Module, seed: int, parent: int) -> None:
         torch.manual_seed(generator(seed, "random", str(parent)).initial_seed())
         for module in layer.modules():
             for value in module.parameters(recurse=False):
+                value.data = torch.empty_like(value)
                 value.__dict__.pop("_is_hf_initialized", None)
             module.__dict__.pop("_is_hf_initialized", None)
             model._init_weights(module)  # type: ignore[operator]

@@ -124,7 +124,7 @@ def dense_reference(model: nn.Module, plan: hf_share.SharePlan) -> nn.Module:
                 if name in stack.partial:
                     if member == depth and name in values[member]:
                         state[f"{path}{depth}.{name}"] = values[member][name]
-                elif name.startswith(tuple(f"{role}." for role in step.private)):
+                elif f"{name}.".startswith(tuple(f"{role}." for role in step.private)):
                     state[f"{path}{depth}.{name}"] = values[member][name]
                 elif step.merge == "mean":
                     met = [values[m][name].float() for m in step.groups()[parent]]
