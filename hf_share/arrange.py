@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from . import visits
+from . import depths, visits
 from .errors import Refused, SiteError
 from .modules import ZeroSublayer
 from .rebuild import find_stack, rebuild
@@ -61,6 +61,8 @@ def check(model: nn.Module, step: Arrange, form: str) -> None:
             _check_removable(model, stack, step, depth)
     if form == "source" and step.roles == "all":
         _check_rebuild(model, step)
+    else:
+        depths.check_active(model, step)
 
 
 def _check_members(stack: Stack, step: Arrange) -> None:
@@ -150,6 +152,7 @@ def _check_rebuild(model: nn.Module, step: Arrange) -> None:
     if twin is None:
         return
     stack, fresh = find_stack(model, step), find_stack(twin, step)
+    depths.check_active(twin, step)
     if fresh.depth != len(step.order):
         raise Refused(
             f"stack {step.stack!r}: a stock model of the new config has {fresh.depth} layers, "

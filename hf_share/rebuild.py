@@ -41,6 +41,7 @@ OTHER_LISTS = (
     "suppress_tokens",
     "begin_suppress_tokens",
     "bad_words_ids",
+    "attention_types",  # runs of layers, spelled anew below
 )
 
 

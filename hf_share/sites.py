@@ -209,6 +209,7 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
 
 def _stacks(module: nn.Module, path: str) -> Iterator[tuple[str, Stack]]:
     module = unwrap(module)
+    module = getattr(module, "every", module)  # of a list that shows some depths only
     if isinstance(module, nn.ModuleList) and len(module) and all(_weights_in(layer) >= 2 for layer in module):
         yield path, Stack(path, module)
         return

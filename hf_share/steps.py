@@ -116,6 +116,8 @@ class Arrange:
     def _check_choice(self, where: str):
         if self.loops is not None:
             require_count(self.loops, f"{where}: loops", least=1)
+            if self.roles != "all":
+                raise PlanError(f"{where}: loops are of whole layers, and roles is {self.roles!r}")
             if self.loops > self.visits:
                 raise PlanError(f"{where}: loops is {self.loops}; a source has at most {self.visits} visits")
         if self.scores is None:

@@ -36,11 +36,14 @@ from hf_share.ties import attached
 class Row:
     """One line of the table: a config for a model, whether peft carries it, and the paper's count of
     parameters: trained ones for an adapter, stored ones for a checkpoint.
+
+    `fitted` says that the deltas start with what their weights lost, not with nothing.
     """
 
     config: Callable[[nn.Module], hf_share.ShareConfig | hf_share.SharePlan]
     count: Callable[[nn.Module], int]
     adapter: bool = False
+    fitted: bool = False
 
 
 @cache
@@ -136,6 +139,19 @@ def dense_reference(model: nn.Module, plan: hf_share.SharePlan) -> nn.Module:
     return twin
 
 
+@torch.no_grad()
+def best_deltas(case: Case) -> nn.Module:
+    """The dense reference with the nearest matrix of rank r to what each weight lost added to it."""
+    model, whole = copy.deepcopy(case.dense), backbone(case.source)
+    for step in case.plan.generates:
+        for name in step.sites if step.args.get("init") == "svd" else ():
+            weight = backbone(model).get_submodule(name).weight
+            U, s, Vh = torch.linalg.svd(whole.get_submodule(name).weight - weight, full_matrices=False)
+            r = step.args["r"]
+            weight += (U[:, :r] * s[:r]) @ Vh[:r]
+    return model
+
+
 def plan_survives_json(case: Case) -> None:
     for plan in (case.plan, case.plan.checkpoint()):
         assert hf_share.SharePlan.from_json(plan.to_json()) == plan
@@ -148,8 +164,15 @@ def plan_survives_json(case: Case) -> None:
 
 
 def starts_as_declared(case: Case) -> None:
-    """An adapter changes nothing; an arranged model computes what a stock model put together by hand does."""
-    assert torch.equal(case.start, case.logits(case.dense if case.plan.arranges else case.source))
+    """An adapter changes nothing; an arranged model computes what a stock model put together by hand does;
+    fitted deltas make it what that model is with the best deltas of their rank put in by hand.
+    """
+    if case.row.fitted:
+        best = case.logits(best_deltas(case))
+        torch.testing.assert_close(case.start, best, rtol=1e-4, atol=2e-5)
+        assert (best - case.logits(case.dense)).abs().max() > 1e-4
+    else:
+        assert torch.equal(case.start, case.logits(case.dense if case.plan.arranges else case.source))
     assert not case.new or not torch.equal(case.out, case.start)
 
 
@@ -329,7 +352,7 @@ def copies_keep_sharing(case: Case) -> None:
                 if name in case.new:
                     value.zero_()
         if case.new:
-            assert torch.equal(case.logits(other), case.start)
+            assert torch.equal(case.logits(other), case.logits(case.dense) if case.row.fitted else case.start)
     assert torch.equal(case.logits(case.model), case.out)
 
 

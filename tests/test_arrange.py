@@ -109,14 +109,15 @@ def test_a_depth_keeps_the_kind_of_the_layer_it_stands_for(tmp_path):
 
 
 def test_a_single_tensor_can_be_private(tmp_path):
-    model = arranged("gpt2", stack="h", order=(0, 0, 2, 2), sources=(0, 1, 2, 3), private=("attn.c_attn.bias",))
+    pairs = {"stack": "h", "order": (0, 0, 2, 2), "sources": (0, 1, 2, 3)}
+    model = arranged("gpt2", **pairs, private=("attn.c_attn.bias",))
     mine, theirs = model.transformer.h[1], source("gpt2").transformer.h[1]
     assert torch.equal(mine.attn.c_attn.bias, theirs.attn.c_attn.bias)
     assert mine.attn.c_attn.weight is model.transformer.h[0].attn.c_attn.weight
     assert mine.mlp.c_fc.bias is model.transformer.h[0].mlp.c_fc.bias
     holds(model, tmp_path)
     with pytest.raises(hf_share.SiteError, match="unknown role of stack 'h' 'attn.c_attn.bais'"):
-        arranged("gpt2", stack="h", order=(0, 0, 2, 2), private=("attn.c_attn.bais",))
+        arranged("gpt2", **pairs, private=("attn.c_attn.bais",))
 
 
 def test_gpt_neo_spells_its_attention_types_anew(tmp_path):

@@ -17,8 +17,8 @@ depth l starts as the best rank-r approximation of what its weight lost,
 
 so with r = min(in, out) and norms left to each depth the model starts as the source model; where nothing was
 lost it starts like LoRA.
-Rank 0 is strict recursion, whose best start is stepwise; with LoRA it is average. There is no factor alpha / r:
-it would break the start. Every depth keeps its place in the KV cache.
+Rank 0 is strict recursion, whose best start is stepwise; with LoRA it is average. There is no factor alpha /
+r: it would break the start. Every depth keeps its place in the KV cache.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class RecursiveConfig(ShareConfig):
 
     Args:
         num_loops: how often the block runs; divides the layers that share.
-        order: `"cycle"` runs the block from beginning to end, then again; `"sequence"` runs each of its layers
-            `num_loops` times; `"middle-cycle"` is a cycle between a first and a last layer of their own.
+        order: `"cycle"` runs the block from beginning to end, then again; `"sequence"` runs each of its
+            layers `num_loops` times; `"middle-cycle"` is a cycle between a first and a last layer of their
+            own.
         init: the block's weights: `"stepwise"`, `"average"`, `"lower"` or `"random"`. None takes stepwise
             without LoRA and average with it.
         lora_rank: rank of each visit's LoRA, at most min(in, out) of its weight; a fused qkv gets 1.5 times
