@@ -97,6 +97,8 @@ def test_random_weights_are_new_in_the_block_only():
     middle = model.model.layers[1].mlp.up_proj.weight
     assert all((middle - layer.mlp.up_proj.weight).abs().mean() > 0.01 for layer in layers)
     assert 0.015 < middle.std() < 0.025, "as the class draws them"
+    scaled = shared("gpt2", init="random").transformer.h[0].mlp.c_proj.weight
+    assert 0.006 < scaled.std() < 0.008, "GPT-2 divides by the root of twice its depth"
     with pytest.raises(Refused, match="random weights cannot be made again from the base model"):
         get_peft_model(copy.deepcopy(source("llama")), RecursiveConfig(init="random", lora_rank=2))
 
