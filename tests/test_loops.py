@@ -73,7 +73,9 @@ def test_k_loops_are_the_first_k_rounds(rank):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma2", "gemma3", "mamba", "bert", "t5", "whisper", "vit"])
+@pytest.mark.parametrize(
+    "arch", ["llama", "gpt2", "gemma2", "gemma3", "mamba", "bert", "t5", "whisper", "vit"]
+)
 def test_each_choice_decodes_with_its_cache_reloads_and_is_a_plain_model(arch, rank, tmp_path):
     model = looped(arch, rank=rank)
     full, names = logits(model), list(model.state_dict())
@@ -292,7 +294,7 @@ def test_it_compiles(loops):
 
 
 def test_a_whole_model_is_needed_from_a_cut_file(tmp_path):
-    """A depth that is not active is still required: choosing more loops later must not meet random weights."""
+    """A depth that is not active is still required: more loops chosen later must not meet random weights."""
     from safetensors.torch import load_file, save_file
 
     model = hf_share.choose(three_rounds(lora_rank=2), loops=1)

@@ -198,7 +198,8 @@ def ranks(arch: str, **args) -> dict[str, int]:
 
 def test_the_rank_is_capped_by_the_site():
     assert ranks("llama", lora_rank=24) == {
-        "q_proj": 24, "k_proj": 16, "v_proj": 16, "o_proj": 24, "gate_proj": 24, "up_proj": 24, "down_proj": 24,
+        "q_proj": 24, "k_proj": 16, "v_proj": 16, "o_proj": 24, "gate_proj": 24, "up_proj": 24,
+        "down_proj": 24,
     }  # fmt: skip
     assert set(ranks("llama", lora_rank=10**6).values()) == {16, 32}
 
