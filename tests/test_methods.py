@@ -201,11 +201,11 @@ def stored(groups: list[list[int]], norms: int | None = None):
     return count
 
 
-def vectors(count):
-    """And the biases of each visit."""
+def vectors(count, shared: int):
+    """And a set of biases for each visit but the first of a group; `shared` depths are not the first."""
 
     def more(model: nn.Module) -> int:
-        found = [stack for stack in stacks(model).values() for _ in range(2)]
+        found = [stack for stack in stacks(model).values() for _ in range(shared)]
         every = sum(p.numel() for s in found for p in s.layers[0].parameters() if p.dim() == 1)
         return count(model) + every - sum(norms_of(s, 0) for s in found)
 
@@ -254,14 +254,14 @@ ROWS = {
     ),
     "Recursive": Row(recursive(), stored([[0], [3]], norms=2)),
     "Recursive, sequence of means": Row(
-        recursive(order="sequence", init="average", share_norms=False), vectors(stored(PAIRS))
+        recursive(order="sequence", init="average", share_norms=False), vectors(stored(PAIRS), 2)
     ),
     "Recursive, middle-cycle": Row(
         recursive(order="middle-cycle", init="lower"), stored([[0], [1], [3]], norms=3)
     ),
     "Recursive, adapter": Row(recursive(init="average"), lambda model: 0, adapter=True),
     "Recursive, relaxed": Row(
-        recursive(lora_rank=RANK),
+        recursive(lora_rank=RANK, share_norms=True),
         lambda model: stored([[0], [1]], norms=2)(model) + loops()(model),
         fitted=True,
     ),
@@ -270,10 +270,10 @@ ROWS = {
     ),
     "Recursive, relaxed, from zero": Row(
         recursive(lora_rank=RANK, order="middle-cycle", lora_init="zero"),
-        lambda model: stored([[0], [1], [3]], norms=3)(model) + loops(visits=2)(model),
+        lambda model: vectors(stored([[0], [1, 2], [3]]), 1)(model) + loops(visits=2)(model),
     ),
     "Recursive + MoS, adapter": Row(
-        recursive_then(mos(), lora_rank=RANK, share_norms=False),
+        recursive_then(mos(), lora_rank=RANK),
         lambda model: loops()(model) + pools()(model),
         adapter=True,
         fitted=True,

@@ -63,8 +63,9 @@ class RecursiveConfig(ShareConfig):
             The longest end wins and is taken as it is; 0 leaves a weight without LoRA.
         lora_init: `"svd"` of the residual; `"whitened"`, the same weighed by the inputs of calibration text;
             or `"zero"`, which starts as the strict model.
-        share_norms: norms and biases are part of the block, as in the paper; False leaves every depth its
-            own, which costs next to nothing and makes the start at full rank exact.
+        share_norms: whether norms and biases are part of the block, as in the paper, or every depth keeps its
+            own, which costs next to nothing. None shares them where there is no LoRA; with it they stay, or
+            the start at full rank would not be exact.
         stack: path of the stack, for models with several (T5: `"encoder.block"`, `"decoder.block"`).
         target_modules: weights that get LoRA, as in peft. None is all linear weights of the layers that
             share; expert tensors, and weights that are read without calling their module, have none.
@@ -82,7 +83,7 @@ class RecursiveConfig(ShareConfig):
     lora_rank: int = 0
     rank_pattern: dict[str, int] | None = None
     lora_init: str = "svd"
-    share_norms: bool = True
+    share_norms: bool | None = None
     stack: str | None = None
 
     def __post_init__(self):
@@ -93,8 +94,8 @@ class RecursiveConfig(ShareConfig):
             value = getattr(self, name)
             if not (value is None and name == "init") and (not isinstance(value, str) or value not in known):
                 raise unknown(name, value, known, ConfigError)
-        if not isinstance(self.share_norms, bool):
-            raise ConfigError(f"share_norms is {self.share_norms!r}; True or False fits")
+        if self.share_norms is not None and not isinstance(self.share_norms, bool):
+            raise ConfigError(f"share_norms is {self.share_norms!r}; True, False or None fits")
         self._check_pattern()
 
     def _check_pattern(self) -> None:
@@ -108,10 +109,18 @@ class RecursiveConfig(ShareConfig):
         self.rank_pattern = dict(self.rank_pattern)
 
     @property
+    def relaxed(self) -> bool:
+        """Whether any weight has a LoRA for each visit."""
+        return bool(self.lora_rank) or any((self.rank_pattern or {}).values())
+
+    @property
     def start(self) -> str:
         """How the block starts, where `init` leaves it to the ranks."""
-        relaxed = self.lora_rank or any((self.rank_pattern or {}).values())
-        return self.init or ("average" if relaxed else "stepwise")
+        return self.init or ("average" if self.relaxed else "stepwise")
+
+    def _private(self, stack: Stack) -> tuple[str, ...]:
+        share = not self.relaxed if self.share_norms is None else self.share_norms
+        return () if share else (*stack.norms, *stack.biases)
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         stack = stacks(model)[only_stack(model, self.stack)]
@@ -122,7 +131,7 @@ class RecursiveConfig(ShareConfig):
             order=tuple(source[depth] for depth in range(stack.depth)),
             sources=tuple(range(stack.depth)),
             depth=stack.depth,
-            private=() if self.share_norms else (*stack.norms, *stack.biases),
+            private=self._private(stack),
             merge=MERGES[self.start],
         )
         return SharePlan((block, *self._deltas(model, stack, {d for s in slots if len(s) > 1 for d in s})))
@@ -160,7 +169,7 @@ class RecursiveConfig(ShareConfig):
 
     def _deltas(self, model: nn.Module, stack: Stack, depths: set[int]) -> list[Generate]:
         """One step a role: the LoRA of all its visits."""
-        if not self.lora_rank and not self.rank_pattern:
+        if not self.relaxed:
             return []
         asked = copy.copy(self)
         asked.target_modules = self.target_modules or ALL_LINEAR
