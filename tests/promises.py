@@ -20,6 +20,7 @@ import torch
 import transformers as tf
 from helpers import elements, pointers
 from peft import PeftModel, get_peft_model
+from references import best_deltas, dense_reference
 from torch import nn
 from transformers.generation import GenerationMixin
 from zoo import build, inputs
@@ -27,8 +28,7 @@ from zoo import build, inputs
 import hf_share
 from hf_share.hub.layer import ShareLayer
 from hf_share.modules import Share, linear_weight
-from hf_share.rebuild import arranged_config
-from hf_share.sites import backbone, stacks, tensors
+from hf_share.sites import backbone, stacks
 from hf_share.ties import attached
 
 
@@ -113,45 +113,6 @@ def is_new(name: str) -> bool:
     return ".share." in name or "hf_share_" in name or ("shared_stores." in name and ".guard" not in name)
 
 
-def dense_reference(model: nn.Module, plan: hf_share.SharePlan) -> nn.Module:
-    """Every visit with a copy of its weights, in a stock model of the depth that the plan says."""
-    dot = next((f"{n}." for n, m in model.named_modules() if m is backbone(model) and n), "")
-    state = dict(model.state_dict())
-    for step in plan.arranges:
-        stack = stacks(model)[step.stack]
-        path = f"{dot}{step.stack}."
-        values = [dict(tensors(layer)) for layer in stack.layers]
-        state = {n: v for n, v in state.items() if not n.startswith(path)}
-        for depth, (parent, member) in enumerate(zip(step.order, step.members, strict=True)):
-            for name in values[parent].keys() | values[member].keys():
-                if name in stack.partial:
-                    if member == depth and name in values[member]:
-                        state[f"{path}{depth}.{name}"] = values[member][name]
-                elif f"{name}.".startswith(tuple(f"{role}." for role in step.private)):
-                    state[f"{path}{depth}.{name}"] = values[member][name]
-                elif step.merge == "mean":
-                    met = [values[m][name].float() for m in step.groups()[parent]]
-                    state[f"{path}{depth}.{name}"] = torch.stack(met).mean(0) if len(met) > 1 else met[0]
-                else:
-                    state[f"{path}{depth}.{name}"] = values[parent][name]
-    twin = type(model)(arranged_config(model, plan.arranges)).eval()
-    twin.load_state_dict(state)
-    return twin
-
-
-@torch.no_grad()
-def best_deltas(case: Case) -> nn.Module:
-    """The dense reference with the nearest matrix of rank r to what each weight lost added to it."""
-    model, whole = copy.deepcopy(case.dense), backbone(case.source)
-    for step in case.plan.generates:
-        for name in step.sites if step.args.get("init") == "svd" else ():
-            weight = backbone(model).get_submodule(name).weight
-            U, s, Vh = torch.linalg.svd(whole.get_submodule(name).weight - weight, full_matrices=False)
-            r = step.args["r"]
-            weight += (U[:, :r] * s[:r]) @ Vh[:r]
-    return model
-
-
 def plan_survives_json(case: Case) -> None:
     for plan in (case.plan, case.plan.checkpoint()):
         assert hf_share.SharePlan.from_json(plan.to_json()) == plan
@@ -168,7 +129,7 @@ def starts_as_declared(case: Case) -> None:
     fitted deltas make it what that model is with the best deltas of their rank put in by hand.
     """
     if case.row.fitted:
-        best = case.logits(best_deltas(case))
+        best = case.logits(best_deltas(case.source, case.dense, case.plan))
         torch.testing.assert_close(case.start, best, rtol=1e-4, atol=2e-5)
         assert (best - case.logits(case.dense)).abs().max() > 1e-4
     else:

@@ -316,6 +316,7 @@ def test_promises(row, arch, tmp_path):
         ("ShareLoRA A", "gpt2"),
         ("Fold + ShareLoRA", "bert"),
         ("Arrange, a cycle", "gemma3"),
+        ("Recursive, relaxed", "llama"),
     ],
 )
 def test_compiles_to_one_graph(row, arch, tmp_path):
@@ -329,6 +330,8 @@ FRESH = {
     "Fold, groups of 2": ("bert", "AutoModelForMaskedLM"),
     "Arrange, a cycle with own norms": ("t5", "AutoModelForSeq2SeqLM"),
     "Fold, remove and tie": ("mixtral", "AutoModelForCausalLM"),
+    "Recursive, relaxed": ("gemma2", "AutoModelForCausalLM"),
+    "Recursive, relaxed, adapter": ("neox", "AutoModelForCausalLM"),
 }
 
 
@@ -358,6 +361,8 @@ KEYS = {
     "llama, ShareLoRA": ("ShareLoRA A", "llama"),
     "llama, ShareLoRA, adapter": ("ShareLoRA A, adapter", "llama"),
     "gpt2, ShareLoRA on c_attn:q and c_attn:v": ("ShareLoRA AB on parts", "gpt2"),
+    "llama, Recursive": ("Recursive, relaxed", "llama"),
+    "llama, Recursive, adapter": ("Recursive, relaxed, adapter", "llama"),
 }
 
 
