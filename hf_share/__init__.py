@@ -17,6 +17,7 @@ from .materialize import materialize
 from .methods import discover
 from .methods.fold import FoldConfig
 from .methods.mos import MosConfig
+from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
 from .share import compressed, share
@@ -37,6 +38,7 @@ __all__ = [
     "Insert",
     "MosConfig",
     "PlanError",
+    "RecursiveConfig",
     "Refused",
     "ShareConfig",
     "ShareError",

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from . import visits
+from . import depths, visits
 from .errors import Refused, SiteError
 from .modules import ZeroSublayer
 from .rebuild import find_stack, rebuild
@@ -34,8 +34,10 @@ def check(model: nn.Module, step: Arrange, form: str) -> None:
     """Raise if `step` does not fit `model`; change nothing."""
     stack = find_stack(model, step)
     where = f"stack {step.stack!r}"
-    for role in (*step.private, *(() if step.roles == "all" else step.roles)):
+    for role in () if step.roles == "all" else step.roles:
         stack.require_role(role)
+    for role in step.private:
+        stack.require_role(role, tensors_too=True)
     expected = step.depth if form == "source" else len(step.order)
     if expected is not None and expected != stack.depth:
         raise SiteError(f"{where}: the plan is for {expected} layers, this model has {stack.depth}")
@@ -59,6 +61,8 @@ def check(model: nn.Module, step: Arrange, form: str) -> None:
             _check_removable(model, stack, step, depth)
     if form == "source" and step.roles == "all":
         _check_rebuild(model, step)
+    else:
+        depths.check_active(model, step)
 
 
 def _check_members(stack: Stack, step: Arrange) -> None:
@@ -148,6 +152,7 @@ def _check_rebuild(model: nn.Module, step: Arrange) -> None:
     if twin is None:
         return
     stack, fresh = find_stack(model, step), find_stack(twin, step)
+    depths.check_active(twin, step)
     if fresh.depth != len(step.order):
         raise Refused(
             f"stack {step.stack!r}: a stock model of the new config has {fresh.depth} layers, "
@@ -219,16 +224,15 @@ def _plain_attributes(layer: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]
 
 
 def template(stack: Stack, step: Arrange, depth: int) -> int:
-    """The layer whose modules stand at `depth`: its source, unless that owns tensors only its own depth
-    may have.
+    """The layer whose modules stand at `depth`: the one it stands for, unless that owns tensors only its own
+    depth may have.
     """
-    source, member = step.order[depth], step.members[depth]
-    assert source is not None, "only whole layers are placed"
-    own = [n for n in stack.signatures[source] if n in stack.partial]
-    if not own or member == source == depth:
-        return source
-    others = [member, *range(stack.depth)]
-    plain = [i for i in others if i is not None and not any(n in stack.partial for n in stack.signatures[i])]
+    member = step.members[depth]
+    assert member is not None, "only whole layers are placed"
+    own = [n for n in stack.signatures[member] if n in stack.partial]
+    if not own or member == depth:
+        return member
+    plain = [i for i in range(stack.depth) if not any(n in stack.partial for n in stack.signatures[i])]
     if not plain:
         raise Refused(
             f"stack {step.stack!r}: depth {depth} would need {own[0]!r}, which only some layers own"

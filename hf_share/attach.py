@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from . import arrange as _arrange
-from . import visits
+from . import depths, visits
 from .errors import PlanError, Refused, SiteError, unknown
 from .modules import Share, SharedLinear, Store, add_share
 from .plan import SharePlan
@@ -79,6 +79,7 @@ def bind(model: nn.Module, plan: SharePlan) -> nn.Module:
     record = Attached(whole, ties, guards(model, whole))
     rebind(model, record.ties)
     declare(model, record)
+    depths.activate(model, plan)
     return model
 
 

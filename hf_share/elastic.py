@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Nested choices: a rule may work at several sizes, and `choose` sets one in place.
+"""Nested choices: a model may work at several sizes, and `choose` sets one in place.
 
-The choice of a low-rank rule is its `rank`: the first k rows of A and columns of B. The active choice is an
-argument in the plan, so it is saved and a reload has it. Switching copies and moves nothing.
+The choice of a low-rank rule is its `rank`: the first k rows of A and columns of B. The choice of a stack
+whose layers come round several times is its `loops`: the first k visits of each layer. The active choice
+stands in the plan, so it is saved and a reload has it. Switching copies and moves nothing.
 """
 
 from __future__ import annotations
@@ -15,20 +16,28 @@ from typing import Any
 
 from torch import nn
 
+from . import depths
 from .binding import Binding
 from .errors import ConfigError, unknown
+from .plan import SharePlan
 from .rules import with_choices
 from .ties import attached
 
 
+LOOPS = "loops"
+
+
 def choices(model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """What `choose` may set on `model`: name -> values that every rule with this choice offers, smallest
-    first.
+    """What `choose` may set on `model`: name -> values that every rule, or every stack, with this choice
+    offers, smallest first.
     """
     offered: dict[str, list[tuple[Any, ...]]] = {}
     for binding in bindings(model):
         for name, values in binding.rule.choices().items():
             offered.setdefault(name, []).append(values)
+    record = attached(model)
+    if record is not None and depths.loops(record.plan):
+        offered[LOOPS] = [depths.loops(record.plan)]
     return {
         name: tuple(v for v in lists[0] if all(v in values for values in lists))
         for name, lists in offered.items()
@@ -36,39 +45,39 @@ def choices(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 
 def choose(model: nn.Module, **settings: Any) -> nn.Module:
-    """Set a nested choice on every rule that offers it, in place: `choose(model, rank=4)`; None is the full
-    size.
+    """Set a nested choice wherever it is offered, in place: `choose(model, rank=4)`, `choose(model,
+    loops=1)`; None is the full size.
 
     Raises:
-        ConfigError: if no rule of the model offers the choice, or not this value; nothing is changed then.
+        ConfigError: if nothing in the model offers the choice, or not this value; nothing is changed then.
+        Refused: if the model would take the active depths for others.
     """
     offered = choices(model)
     for name, value in settings.items():
         if name not in offered:
             raise unknown("choice", name, offered, ConfigError)
-        if value is not None and value not in offered[name]:
+        if value is not None and (isinstance(value, bool) or value not in offered[name]):
             raise ConfigError(f"{name}={value!r} is not offered; this model has {_span(offered[name])}")
+    now = _State(model)
+    now.require(settings)
     for binding in bindings(model):
         own = {k: v for k, v in settings.items() if k in binding.rule.choices()}
         binding.rule = replace(binding.rule, **own) if own else binding.rule  # type: ignore[type-var]
-    _record(model, settings)
+    now.write(settings)
     return model
 
 
 @contextmanager
 def chosen(model: nn.Module, **settings: Any) -> Iterator[nn.Module]:
     """`choose` for the time of a `with` block."""
-    before = [(binding, binding.rule) for binding in bindings(model)]
-    current = {
-        name: getattr(b.rule, name) for b, _ in before for name in settings if name in b.rule.choices()
-    }
+    before, rules = _State(model), [(binding, binding.rule) for binding in bindings(model)]
     choose(model, **settings)
     try:
         yield model
     finally:
-        for binding, rule in before:
+        for binding, rule in rules:
             binding.rule = rule
-        _record(model, current)
+        before.write(None)
 
 
 def bindings(model: nn.Module) -> Iterator[Binding]:
@@ -79,17 +88,41 @@ def bindings(model: nn.Module) -> Iterator[Binding]:
             yield from (b for b in item if isinstance(b, Binding))
 
 
-def _record(model: nn.Module, settings: dict[str, Any]) -> None:
-    record = attached(model)
-    if record is not None:
-        record.plan = with_choices(record.plan, settings)
-        config = getattr(getattr(model, "config", None), "quantization_config", None)
-        if config is not None and hasattr(config, "plan"):
-            config.plan = record.plan.to_dict()
-    configs = getattr(model, "peft_config", {})
-    for name, config in list(configs.items()):
-        if getattr(config, "_plan", None) is not None:
-            configs[name] = config.bound(with_choices(config._plan, settings))
+class _State:
+    """The plans of a model and of its adapters, and the depths that are active in it."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.record = attached(model)
+        self.plan = None if self.record is None else self.record.plan
+        found = getattr(model, "peft_config", {}).items()
+        self.adapters = {n: c._plan for n, c in found if getattr(c, "_plan", None) is not None}
+
+    def require(self, settings: dict[str, Any]) -> None:
+        """Raise if the depths of `settings` cannot be active."""
+        for step in with_choices(self.plan, settings).arranges if self.plan is not None else ():
+            depths.check_active(_plain(self.model), step)
+
+    def write(self, settings: dict[str, Any] | None) -> None:
+        """Make the plans those found here, with `settings`."""
+        if self.record is not None and self.plan is not None:
+            self.record.plan = _chosen(self.plan, settings)
+            depths.activate(_plain(self.model), self.record.plan)
+            config = getattr(getattr(self.model, "config", None), "quantization_config", None)
+            if config is not None and hasattr(config, "plan"):
+                config.plan = self.record.plan.to_dict()
+        configs = getattr(self.model, "peft_config", {})
+        for name, plan in self.adapters.items():
+            if name in configs:
+                configs[name] = configs[name].bound(_chosen(plan, settings))
+
+
+def _chosen(plan: SharePlan, settings: dict[str, Any] | None) -> SharePlan:
+    return plan if settings is None else with_choices(plan, settings)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def _span(values: tuple[Any, ...]) -> str:

@@ -23,7 +23,7 @@ from .importance import second_moments
 from .modules import Share, SharedLinear, linear_weight
 from .plan import SharePlan
 from .rules import Rule, draw_seed, generator, make_rule
-from .sites import STORES, Site, backbone, resolve, sites, stacks, tensors
+from .sites import STORES, Site, Stack, backbone, resolve, sites, stacks, tensors
 from .steps import Arrange, Generate, Step
 
 
@@ -72,11 +72,22 @@ class Whole:
         for step in plan.arranges if plan.form == "source" else ():
             origins = visits.origins(origins, step)
         base = backbone(model)
-        self.weights = {name: dense(base, index[origins[name]]) for name in wanted if name in origins}
+        found = {name: dense(base, index[origins[name]]) for name in wanted if name in origins}
+        self.weights = {name: weight.detach() for name, weight in found.items()}  # what merging leaves alone
         if measured and not any(p.is_meta for p in model.parameters()):
+            _require_text(rules, calibration)
             modules = {name: index[origins[name]].module for name in measured}
-            found = second_moments(model, calibration, sorted(set(modules.values())))
-            self.moments = {name: found[module] for name, module in modules.items()}
+            moments = second_moments(model, calibration, sorted(set(modules.values())))
+            self.moments = {name: moments[module] for name, module in modules.items()}
+
+
+def _require_text(rules: Mapping[Generate, Rule], calibration: Any) -> None:
+    for step, rule in rules.items():
+        if rule.calibrated and calibration is None:
+            raise ConfigError(
+                f"group {step.group!r} weighs its errors by the inputs of its weights, which needs text: "
+                "hf_share.share(model, config, calibration=...)"
+            )
 
 
 def dense(base: nn.Module, site: Site) -> Tensor:
@@ -146,11 +157,6 @@ def starting_values(
         source = Residual(base, found, whole.weights, step.group)
     if any(p.is_meta for p in base.parameters()):
         return {}
-    if rule.calibrated and not whole.moments:
-        raise ConfigError(
-            f"group {step.group!r} weighs its errors by the inputs of its weights, which needs text: "
-            "hf_share.share(model, config, calibration=...)"
-        )
     return rule.fit(source, found, whole.moments)
 
 
@@ -172,23 +178,31 @@ def _fit_arrange(model: nn.Module, step: Arrange, source: Source, seed: int) -> 
             continue
         layer = stack.layers[step.order.index(parent)]
         if step.merge == "random":
+            kept = {n: t.data for n, t in tensors(layer) if not _is_shared(step, stack, n)}
             _draw(model, layer, seed, parent)
+            for name, value in tensors(layer):
+                value.data = kept.get(name, value.data)
             continue
         for name, value in tensors(layer):
-            shared = visits.is_owned(step, name) and not visits.is_private(step, name)
-            if shared and name not in stack.partial and value.is_floating_point():
-                value.copy_(torch.stack([source[f"{m}.{name}"].float() for m in members]).mean(0))
+            if _is_shared(step, stack, name) and value.is_floating_point():
+                mean = torch.stack([source[f"{m}.{name}"].float() for m in members]).mean(0)
+                value.data = mean.to(value.dtype)  # not in place: a rule may yet fit to the source's values
+
+
+def _is_shared(step: Arrange, stack: Stack, name: str) -> bool:
+    return visits.is_owned(step, name) and not visits.is_private(step, name) and name not in stack.partial
 
 
 def _draw(model: nn.Module, layer: nn.Module, seed: int, parent: int) -> None:
     """Weights as the model's own class draws them before any training."""
+    for value in layer.parameters():
+        value.data = value.data.clone()  # not in place: a rule may yet fit to the source's values
+        value.__dict__.pop("_is_hf_initialized", None)
+    for module in layer.modules():
+        module.__dict__.pop("_is_hf_initialized", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "random", str(parent)).initial_seed())
-        for module in layer.modules():
-            for value in module.parameters(recurse=False):
-                value.__dict__.pop("_is_hf_initialized", None)
-            module.__dict__.pop("_is_hf_initialized", None)
-            model._init_weights(module)  # type: ignore[operator]
+        layer.apply(model._init_weights)  # children first: some classes scale what lies below them
 
 
 def _fit_generate(model: nn.Module, step: Generate, source: Source, whole: Whole, seed: int) -> None:

@@ -16,10 +16,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from . import arrange as _arrange
+from . import depths
 from .errors import Refused
 from .modules import Share, SharedLinear, ZeroSublayer, add_share
 from .rebuild import rebuild
 from .sites import STORES, backbone, resolve, weight_kind
+from .steps import Arrange
 from .ties import attached, get_tensor, owner, undeclare
 
 
@@ -70,7 +73,19 @@ def make_plain(model: Any) -> nn.Module:
     config: Any = getattr(model, "config", None)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    depths.restore(model, record.plan)
+    _leave_out_inactive(model, record.plan.arranges)
     return model
+
+
+def _leave_out_inactive(model: nn.Module, steps: tuple[Arrange, ...]) -> None:
+    """A plain model has no choices: depths that are not active are gone."""
+    active = [(s.stack, s.active(s.loops), len(s.order)) for s in steps if s.loops is not None]
+    kept = tuple(Arrange(stack=path, order=order, depth=depth) for path, order, depth in active)
+    for step in kept:
+        _arrange.check(model, step, "source")
+    _arrange.check_cache(model, kept)
+    _arrange.apply(model, kept)
 
 
 @torch.no_grad()

@@ -99,9 +99,16 @@ class SharePlan:
         return all(isinstance(s, Arrange) and (s.origin or s).only_removes for s in self.steps)
 
     def __add__(self, other: SharePlan) -> SharePlan:
+        """The steps of both, in order; but an arrange step on a stack in which no rule works yet comes before
+        all rules.
+        """
         if self.form != other.form:
             raise PlanError(f"cannot join a plan in {self.form} form with one in {other.form} form")
-        return SharePlan(self.steps + other.steps, self.form)
+        made = [site for step in self.generates for site in step.sites]
+        free = [s for s in other.arranges if not any(site.startswith(f"{s.stack}.") for site in made)]
+        rest = [s for s in other.steps if s not in free]
+        cut = next((i for i, s in enumerate(self.steps) if isinstance(s, Generate)), len(self.steps))
+        return SharePlan((*self.steps[:cut], *free, *self.steps[cut:], *rest), self.form)
 
     def checkpoint(self) -> SharePlan:
         """This plan in checkpoint form: depths count visits, `origin` keeps the source step."""

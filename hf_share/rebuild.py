@@ -20,7 +20,7 @@ from .sites import Stack, depth_key, stacks
 from .steps import Arrange
 
 
-# Config lists with one entry a layer; they are gathered by `order`.
+# Config lists with one entry a layer; each depth has that of the layer it stands for.
 LAYER_LISTS = (
     "layer_types",
     "mlp_layer_types",
@@ -41,6 +41,7 @@ OTHER_LISTS = (
     "suppress_tokens",
     "begin_suppress_tokens",
     "bad_words_ids",
+    "attention_types",  # runs of layers, spelled anew below
 )
 
 
@@ -74,8 +75,8 @@ def _leave_out(fresh: nn.Module, model: nn.Module) -> None:
 
 
 def arranged_config(model: nn.Module, steps: tuple[Arrange, ...]) -> Any:
-    """A copy of the model's config in which depths count visits and per-layer lists are gathered by
-    `order`.
+    """A copy of the model's config in which depths count visits and per-layer lists follow the layers that
+    the depths stand for.
     """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
@@ -124,7 +125,7 @@ def _set_depth(config: Any, place: tuple[tuple[str, ...], str], step: Arrange) -
                 f"stack {step.stack!r}: config list {name!r} has {old} entries, as many as there are layers, "
                 "and hf_share does not know whether it belongs to them"
             )
-        setattr(config, name, [value[s] for s in step.order])
+        setattr(config, name, [value[layer] for layer in step.members])  # its kind is no weight
     if "attention_types" in config.__dict__:  # GPT-Neo writes its list as runs, and reads only those back
         config.attention_types = [[[kind], 1] for kind in config.attention_layers]
     mirrors = [k for k in ("num_hidden_layers", "num_layers", "n_layer") if config.__dict__.get(k) == old]

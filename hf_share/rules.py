@@ -163,7 +163,7 @@ def _with_choices(step: Step, settings: Mapping[str, Any] | None) -> Step:
 
 
 def _with_loops(step: Arrange, loops: int | None) -> Arrange:
-    loops = None if loops is None or loops >= step.visits else loops
+    loops = None if loops is None or loops >= step.visits or step.roles != "all" else loops
     origin = None if step.origin is None else replace(step.origin, loops=loops)
     return replace(step, loops=loops, origin=origin)
 

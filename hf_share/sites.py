@@ -95,6 +95,13 @@ class Stack:
                     found.setdefault(path)
         return tuple(found)
 
+    @cached_property
+    def biases(self) -> tuple[str, ...]:
+        """Vectors beside a weight: tensors of one dimension that belong to no norm."""
+        norms = tuple(f"{role}." for role in self.norms)
+        found = {n: None for s in self.signatures for n, shape in s.items() if len(shape) == 1}
+        return tuple(n for n in found if not n.startswith(norms))
+
     def roles(self) -> tuple[str, ...]:
         """Every path inside a layer that a plan may name: modules and sub-modules that own tensors."""
         paths: dict[str, None] = {}
@@ -106,7 +113,9 @@ class Stack:
                     role = role.rpartition(".")[0]
         return tuple(paths)
 
-    def require_role(self, role: str) -> None:
+    def require_role(self, role: str, tensors_too: bool = False) -> None:
+        if tensors_too and any(role in signature for signature in self.signatures):
+            return
         if role not in self.roles():
             raise unknown(f"role of stack {self.path!r}", role, self.roles(), SiteError)
 
@@ -200,6 +209,7 @@ def stacks(model: nn.Module) -> dict[str, Stack]:
 
 def _stacks(module: nn.Module, path: str) -> Iterator[tuple[str, Stack]]:
     module = unwrap(module)
+    module = getattr(module, "every", module)  # of a list that shows some depths only
     if isinstance(module, nn.ModuleList) and len(module) and all(_weights_in(layer) >= 2 for layer in module):
         yield path, Stack(path, module)
         return

@@ -29,12 +29,13 @@ class Arrange:
         stack: path of the layer list, relative to the backbone (`layers`, `h`, `encoder.block`).
         order: a source layer for each depth. With `roles` narrowed to a sub-layer, `None` removes it there.
         roles: `"all"`, or paths inside a layer (`("self_attn",)`): only these are arranged.
-        private: roles that stay per depth although the rest is shared (norms).
+        private: roles (norms), or single tensors (`"attn.c_attn.bias"`), that stay per depth although the
+            rest is shared.
         merge: how the layers that meet in one source become one weight: `"first"`, `"mean"`, or
             `"random"`, drawn anew as before any training.
-        sources: the layer each depth stands for in the source model. Private roles are taken from it, and
-            `merge` draws on it: with order `(0, 0)` and sources `(0, 1)`, depth 1 has layer 0's weights and
-            layer 1's norms.
+        sources: the layer each depth stands for in the source model. What is no weight (its kind of
+            attention) and private roles are taken from it, and `merge` draws on it: with order `(0, 0)` and
+            sources `(0, 1)`, depth 1 is layer 1 with layer 0's weights.
         depth: number of layers the step expects to find, so that a plan for another model is refused.
         loops: the active choice of how often a repeated source is visited, from its first visit on; all
             visits if None. The depths beyond stay in the model and its files.
@@ -115,6 +116,8 @@ class Arrange:
     def _check_choice(self, where: str):
         if self.loops is not None:
             require_count(self.loops, f"{where}: loops", least=1)
+            if self.roles != "all":
+                raise PlanError(f"{where}: loops are of whole layers, and roles is {self.roles!r}")
             if self.loops > self.visits:
                 raise PlanError(f"{where}: loops is {self.loops}; a source has at most {self.visits} visits")
         if self.scores is None:

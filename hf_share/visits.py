@@ -15,8 +15,8 @@ from .steps import Arrange
 
 
 def is_private(step: Arrange, tensor: str) -> bool:
-    """Whether the tensor `self_attn.q_norm.weight` of a layer belongs to a private role."""
-    return any(tensor.startswith(f"{role}.") for role in step.private)
+    """Whether the tensor `self_attn.q_norm.weight` of a layer is private, or belongs to a private role."""
+    return any(tensor == role or tensor.startswith(f"{role}.") for role in step.private)
 
 
 def is_owned(step: Arrange, tensor: str) -> bool:

@@ -3,26 +3,24 @@
 """accelerate launch recipes/heal.py --config recipes/heal.yaml --model SHARED [--teacher SOURCE] [--key value
 ...]
 
-Heals a shared model with a ShareLoRA adapter and distillation, and saves it as one compressed checkpoint.
+Heals a shared model by distillation, with an adapter or with all its weights, and saves it as one shared
+checkpoint. With a `structure` in the settings (recipes/recursive.yaml) MODEL is dense and is shared first.
 """
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from hf_share.eval.perplexity import perplexity
-from hf_share.train.heal import HealConfig, heal
+from hf_share.train.heal import HealConfig, heal, load
 from hf_share.train.text import load_text, target_bytes, windows
 
 
 def main() -> None:
     config = HealConfig.from_command_line(__doc__)
     if not config.model:
-        raise SystemExit("heal: --model names the shared checkpoint to heal")
+        raise SystemExit("heal: --model names the checkpoint to heal")
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
-    teacher = (
-        AutoModelForCausalLM.from_pretrained(config.teacher, dtype="float32") if config.teacher else None
-    )
     text = load_text(config.text, column=config.column)
+    model, teacher = load(config, tokenizer, text.train)
     heldout = windows(tokenizer, text.heldout, config.context)
     size = target_bytes(tokenizer, heldout)
     print("before:", perplexity(model, heldout, text_bytes=size))

@@ -20,6 +20,7 @@ import torch
 import transformers as tf
 from helpers import elements, pointers
 from peft import PeftModel, get_peft_model
+from references import best_deltas, dense_reference
 from torch import nn
 from transformers.generation import GenerationMixin
 from zoo import build, inputs
@@ -27,8 +28,7 @@ from zoo import build, inputs
 import hf_share
 from hf_share.hub.layer import ShareLayer
 from hf_share.modules import Share, linear_weight
-from hf_share.rebuild import arranged_config
-from hf_share.sites import backbone, stacks, tensors
+from hf_share.sites import backbone, stacks
 from hf_share.ties import attached
 
 
@@ -36,11 +36,14 @@ from hf_share.ties import attached
 class Row:
     """One line of the table: a config for a model, whether peft carries it, and the paper's count of
     parameters: trained ones for an adapter, stored ones for a checkpoint.
+
+    `fitted` says that the deltas start with what their weights lost, not with nothing.
     """
 
     config: Callable[[nn.Module], hf_share.ShareConfig | hf_share.SharePlan]
     count: Callable[[nn.Module], int]
     adapter: bool = False
+    fitted: bool = False
 
 
 @cache
@@ -110,32 +113,6 @@ def is_new(name: str) -> bool:
     return ".share." in name or "hf_share_" in name or ("shared_stores." in name and ".guard" not in name)
 
 
-def dense_reference(model: nn.Module, plan: hf_share.SharePlan) -> nn.Module:
-    """Every visit with a copy of its weights, in a stock model of the depth that the plan says."""
-    dot = next((f"{n}." for n, m in model.named_modules() if m is backbone(model) and n), "")
-    state = dict(model.state_dict())
-    for step in plan.arranges:
-        stack = stacks(model)[step.stack]
-        path = f"{dot}{step.stack}."
-        values = [dict(tensors(layer)) for layer in stack.layers]
-        state = {n: v for n, v in state.items() if not n.startswith(path)}
-        for depth, (parent, member) in enumerate(zip(step.order, step.members, strict=True)):
-            for name in values[parent].keys() | values[member].keys():
-                if name in stack.partial:
-                    if member == depth and name in values[member]:
-                        state[f"{path}{depth}.{name}"] = values[member][name]
-                elif name.startswith(tuple(f"{role}." for role in step.private)):
-                    state[f"{path}{depth}.{name}"] = values[member][name]
-                elif step.merge == "mean":
-                    met = [values[m][name].float() for m in step.groups()[parent]]
-                    state[f"{path}{depth}.{name}"] = torch.stack(met).mean(0) if len(met) > 1 else met[0]
-                else:
-                    state[f"{path}{depth}.{name}"] = values[parent][name]
-    twin = type(model)(arranged_config(model, plan.arranges)).eval()
-    twin.load_state_dict(state)
-    return twin
-
-
 def plan_survives_json(case: Case) -> None:
     for plan in (case.plan, case.plan.checkpoint()):
         assert hf_share.SharePlan.from_json(plan.to_json()) == plan
@@ -148,8 +125,15 @@ def plan_survives_json(case: Case) -> None:
 
 
 def starts_as_declared(case: Case) -> None:
-    """An adapter changes nothing; an arranged model computes what a stock model put together by hand does."""
-    assert torch.equal(case.start, case.logits(case.dense if case.plan.arranges else case.source))
+    """An adapter changes nothing; an arranged model computes what a stock model put together by hand does;
+    fitted deltas make it what that model is with the best deltas of their rank put in by hand.
+    """
+    if case.row.fitted:
+        best = case.logits(best_deltas(case.source, case.dense, case.plan))
+        torch.testing.assert_close(case.start, best, rtol=1e-4, atol=2e-5)
+        assert (best - case.logits(case.dense)).abs().max() > 1e-4
+    else:
+        assert torch.equal(case.start, case.logits(case.dense if case.plan.arranges else case.source))
     assert not case.new or not torch.equal(case.out, case.start)
 
 
@@ -329,7 +313,7 @@ def copies_keep_sharing(case: Case) -> None:
                 if name in case.new:
                     value.zero_()
         if case.new:
-            assert torch.equal(case.logits(other), case.start)
+            assert torch.equal(case.logits(other), case.logits(case.dense) if case.row.fitted else case.start)
     assert torch.equal(case.logits(case.model), case.out)
 
 

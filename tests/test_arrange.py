@@ -98,6 +98,28 @@ def test_layer_types_follow_their_layers(arch, order, tmp_path):
     holds(model, tmp_path)
 
 
+def test_a_depth_keeps_the_kind_of_the_layer_it_stands_for(tmp_path):
+    """A tie shares weights; whether a layer slides its window is no weight."""
+    model = arranged("gemma2", stack="layers", order=(0, 0, 2, 2), sources=(0, 1, 2, 3), depth=4)
+    assert model.config.layer_types == source("gemma2").config.layer_types
+    layers = model.model.layers
+    assert [bool(layer.self_attn.sliding_window) for layer in layers] == [True, False, True, False]
+    assert layers[1].mlp.up_proj.weight is layers[0].mlp.up_proj.weight
+    holds(model, tmp_path)
+
+
+def test_a_single_tensor_can_be_private(tmp_path):
+    pairs = {"stack": "h", "order": (0, 0, 2, 2), "sources": (0, 1, 2, 3)}
+    model = arranged("gpt2", **pairs, private=("attn.c_attn.bias",))
+    mine, theirs = model.transformer.h[1], source("gpt2").transformer.h[1]
+    assert torch.equal(mine.attn.c_attn.bias, theirs.attn.c_attn.bias)
+    assert mine.attn.c_attn.weight is model.transformer.h[0].attn.c_attn.weight
+    assert mine.mlp.c_fc.bias is model.transformer.h[0].mlp.c_fc.bias
+    holds(model, tmp_path)
+    with pytest.raises(hf_share.SiteError, match="unknown role of stack 'h' 'attn.c_attn.bais'"):
+        arranged("gpt2", **pairs, private=("attn.c_attn.bais",))
+
+
 def test_gpt_neo_spells_its_attention_types_anew(tmp_path):
     model = arranged("gpt_neo", stack="h", order=(0, 2, 3), depth=4)
     assert model.config.attention_layers == ["global", "global", "local"]

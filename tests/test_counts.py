@@ -16,7 +16,7 @@ import transformers as tf
 from torch import nn
 
 import hf_share
-from hf_share import FoldConfig, MosConfig, ShareLoraConfig, SharePlan
+from hf_share import FoldConfig, MosConfig, RecursiveConfig, ShareLoraConfig, SharePlan
 
 
 LLAMA_3 = {
@@ -169,3 +169,49 @@ def test_mos(name, rank, count, r, p, shards):
     hf_share.share(model, plan)
     assert unique(model) - before == count
     assert all(p.is_meta for p in model.parameters())
+
+
+# model, rank -> billions of parameters outside embeddings and head, in two loops
+RECURSIVE = [
+    ("Gemma-2B", {0: 0.991, 64: 1.069, 128: 1.148, 256: 1.305, 512: 1.597}),
+    ("TinyLlama-1.1B", {0: 0.484, 64: 0.535, 128: 0.585, 256: 0.686, 512: 0.862}),
+]
+# Gemma-2B with ranks of its own for q, for k and v, for o, and for the feed-forward weights
+MIXED = {
+    (128, 256, 128, 256): 1.286,
+    (256, 256, 256, 128): 1.177,
+    (128, 128, 128, 64): 1.084,
+    (64, 64, 64, 128): 1.133,
+}
+
+
+def inner(model: nn.Module) -> int:
+    return unique(model.model.layers)
+
+
+@pytest.mark.parametrize(
+    "name, rank, billions", [(name, rank, b) for name, row in RECURSIVE for rank, b in row.items()]
+)
+def test_recursive(name, rank, billions):
+    model, layers = meta(name), source(name).config.num_hidden_layers
+    hf_share.share(model, RecursiveConfig(lora_rank=rank, share_norms=True))
+    assert round(inner(model) / 1e9, 3) == billions
+    block = inner(source(name)) // 2
+    linears = [m for m in source(name).model.layers[0].modules() if isinstance(m, nn.Linear)]
+    shapes = [(m.in_features, m.out_features) for m in linears]
+    assert inner(model) - block == layers * sum(min(rank, *shape) * sum(shape) for shape in shapes)
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("q, kv, o, ffn", MIXED)
+def test_recursive_with_mixed_ranks(q, kv, o, ffn):
+    model = meta("Gemma-2B")
+    pattern = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": o}
+    hf_share.share(model, RecursiveConfig(lora_rank=ffn, rank_pattern=pattern))
+    assert round(inner(model) / 1e9, 3) == MIXED[q, kv, o, ffn]
+
+
+def test_recursive_through_peft():
+    model = peft.get_peft_model(meta("Gemma-2B"), RecursiveConfig(lora_rank=512))
+    trained = model.get_nb_trainable_parameters()[0]
+    assert round((trained + inner(source("Gemma-2B")) // 2) / 1e9, 3) == 1.597

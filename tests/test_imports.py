@@ -21,7 +21,7 @@ LAYERS = (
     "rules rebuild targets config",
     "binding shelter adapter",
     "modules",
-    "ties visits",
+    "ties visits depths",
     "arrange",
     "attach",
     "importance",

@@ -22,7 +22,15 @@ from torch import nn
 from zoo import MODELS
 
 import hf_share
-from hf_share import Arrange, FoldConfig, MosConfig, ShareConfig, ShareLoraConfig, SharePlan
+from hf_share import (
+    Arrange,
+    FoldConfig,
+    MosConfig,
+    RecursiveConfig,
+    ShareConfig,
+    ShareLoraConfig,
+    SharePlan,
+)
 from hf_share.sites import Stack, backbone, sites, stacks
 
 
@@ -56,12 +64,20 @@ def lora_on_parts(**args):
 
 def fold(**args):
     """FoldGPT on every stack."""
+    return everywhere(FoldConfig, **args)
 
+
+def recursive(**args):
+    """Recursion on every stack."""
+    return everywhere(RecursiveConfig, **args)
+
+
+def everywhere(kind, **args):
     def config(model: nn.Module) -> ShareConfig:
         paths = list(stacks(model))
         if len(paths) == 1:
-            return FoldConfig(**args)
-        return ShareConfig(methods=[FoldConfig(stack=path, **args) for path in paths])
+            return kind(**args)
+        return ShareConfig(methods=[kind(stack=path, **args) for path in paths])
 
     return config
 
@@ -71,6 +87,16 @@ def fold_then(adapter, **args):
 
     def config(model: nn.Module) -> ShareConfig:
         structure = fold(**args)(model)
+        return ShareConfig(methods=[*(structure.methods or [structure]), adapter(model)])
+
+    return config
+
+
+def recursive_then(adapter, **args):
+    """Recursion with an adapter on top."""
+
+    def config(model: nn.Module) -> ShareConfig:
+        structure = recursive(**args)(model)
         return ShareConfig(methods=[*(structure.methods or [structure]), adapter(model)])
 
     return config
@@ -97,6 +123,17 @@ def mos(**args):
 def pools(e: int = 2, layers: int = 4):
     """e L (in + out) for each type."""
     return lambda model: sum(e * layers * sum(shape) for shape in types(model).values())
+
+
+def loops(visits: int = 4):
+    """A pair of factors for each visit, of rank r, or 1.5 r where queries, keys and values are one weight."""
+
+    def count(model: nn.Module) -> int:
+        fused = {role: bool(re.search("qkv|c_attn|query_key_value", role)) for role in types(model)}
+        ranks = {role: RANK * 3 // 2 if fused[role] else RANK for role in fused}
+        return sum(visits * ranks[role] * sum(shape) for role, shape in types(model).items())
+
+    return count
 
 
 def low_rank(share: str, layers: int = 4, only_first: bool = False, parts: tuple[str, ...] = ()):
@@ -164,6 +201,17 @@ def stored(groups: list[list[int]], norms: int | None = None):
     return count
 
 
+def vectors(count, shared: int):
+    """And a set of biases for each visit but the first of a group; `shared` depths are not the first."""
+
+    def more(model: nn.Module) -> int:
+        found = [stack for stack in stacks(model).values() for _ in range(shared)]
+        every = sum(p.numel() for s in found for p in s.layers[0].parameters() if p.dim() == 1)
+        return count(model) + every - sum(norms_of(s, 0) for s in found)
+
+    return more
+
+
 def norms_of(stack: Stack, layer: int) -> int:
     named = stack.layers[layer].named_parameters()
     return sum(p.numel() for n, p in named if re.search(r"(?i)norm|\bln_", n))
@@ -204,6 +252,32 @@ ROWS = {
     "Fold + ShareLoRA, adapter": Row(
         fold_then(lora(), remove=[1], group_size=2), low_rank("A", layers=3), adapter=True
     ),
+    "Recursive": Row(recursive(), stored([[0], [3]], norms=2)),
+    "Recursive, sequence of means": Row(
+        recursive(order="sequence", init="average", share_norms=False), vectors(stored(PAIRS), 2)
+    ),
+    "Recursive, middle-cycle": Row(
+        recursive(order="middle-cycle", init="lower"), stored([[0], [1], [3]], norms=3)
+    ),
+    "Recursive, adapter": Row(recursive(init="average"), lambda model: 0, adapter=True),
+    "Recursive, relaxed": Row(
+        recursive(lora_rank=RANK, share_norms=True),
+        lambda model: stored([[0], [1]], norms=2)(model) + loops()(model),
+        fitted=True,
+    ),
+    "Recursive, relaxed, adapter": Row(
+        recursive(lora_rank=RANK, init="stepwise"), loops(), adapter=True, fitted=True
+    ),
+    "Recursive, relaxed, from zero": Row(
+        recursive(lora_rank=RANK, order="middle-cycle", lora_init="zero"),
+        lambda model: vectors(stored([[0], [1, 2], [3]]), 1)(model) + loops(visits=2)(model),
+    ),
+    "Recursive + MoS, adapter": Row(
+        recursive_then(mos(), lora_rank=RANK),
+        lambda model: loops()(model) + pools()(model),
+        adapter=True,
+        fitted=True,
+    ),
     "Arrange, a cycle": Row(cycle(private=False), stored([[0], [1], [2], [3]])),
     "Arrange, a cycle with own norms": Row(
         cycle(private=True),
@@ -242,6 +316,7 @@ def test_promises(row, arch, tmp_path):
         ("ShareLoRA A", "gpt2"),
         ("Fold + ShareLoRA", "bert"),
         ("Arrange, a cycle", "gemma3"),
+        ("Recursive, relaxed", "llama"),
     ],
 )
 def test_compiles_to_one_graph(row, arch, tmp_path):
@@ -255,6 +330,8 @@ FRESH = {
     "Fold, groups of 2": ("bert", "AutoModelForMaskedLM"),
     "Arrange, a cycle with own norms": ("t5", "AutoModelForSeq2SeqLM"),
     "Fold, remove and tie": ("mixtral", "AutoModelForCausalLM"),
+    "Recursive, relaxed": ("gemma2", "AutoModelForCausalLM"),
+    "Recursive, relaxed, adapter": ("neox", "AutoModelForCausalLM"),
 }
 
 
@@ -284,6 +361,8 @@ KEYS = {
     "llama, ShareLoRA": ("ShareLoRA A", "llama"),
     "llama, ShareLoRA, adapter": ("ShareLoRA A, adapter", "llama"),
     "gpt2, ShareLoRA on c_attn:q and c_attn:v": ("ShareLoRA AB on parts", "gpt2"),
+    "llama, Recursive": ("Recursive, relaxed", "llama"),
+    "llama, Recursive, adapter": ("Recursive, relaxed, adapter", "llama"),
 }
 
 

@@ -32,7 +32,7 @@ from ..fit import Whole, build, capture, starting_values
 from ..materialize import make_plain
 from ..peft_type import PREFIX
 from ..plan import SharePlan
-from ..rules import Rule, draw_seed, generator, make_rule
+from ..rules import Rule, draw_seed, generator, make_rule, with_choices
 from ..sites import STORES, Site, backbone, prefix, sites
 from ..steps import Generate, Step
 from ..targets import default_targets
@@ -90,6 +90,7 @@ class ShareModel(BaseTuner):
         if not isinstance(peft_config, ShareConfig):
             raise ConfigError(f"a {type(peft_config).__name__} cannot be added beside hf_share adapters")
         plan = self._plan_for(peft_config)
+        _require_repeatable(plan)
         resolved = peft_config.bound(plan)
         resolved._asked_targets = peft_config.target_modules
         if not additions(plan).steps:
@@ -108,7 +109,7 @@ class ShareModel(BaseTuner):
         else:
             plan = config._given
         if record is not None and structure(plan).steps and structure(record.plan).steps:
-            if structure(plan) != structure(record.plan.source()):
+            if with_choices(structure(plan)) != with_choices(structure(record.plan.source())):
                 raise Refused(
                     f"the base model already has the structure\n{structure(record.plan.source())}\n"
                     f"and this adapter asks for\n{structure(plan)}\n"
@@ -263,6 +264,16 @@ class ShareModel(BaseTuner):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _require_repeatable(plan: SharePlan) -> None:
+    """An adapter's folder holds what is added; the base's own weights are made again from the base."""
+    for step in plan.arranges:
+        if step.merge == "random":
+            raise Refused(
+                f"stack {step.stack!r}: random weights cannot be made again from the base model, and an "
+                "adapter's folder does not hold them; use hf_share.share(model, config)"
+            )
 
 
 def _pass_names(

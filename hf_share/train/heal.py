@@ -1,25 +1,29 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Healing: a little training that gives a shared model back most of what sharing cost.
+"""Healing: training that gives a shared model back most of what sharing cost.
 
-The shared weights stay as they are; a ShareLoRA adapter, private for each visit, learns what the visits had
-in their own weights, from text and from the source model (see `distill`). The result is one compressed
-checkpoint: `compressed` puts the adapter's rules into it.
+With train "adapter" the shared weights stay as they are; a ShareLoRA adapter, private for each visit, learns
+what the visits had in their own weights, from text and from the source model (see `distill`), and
+`compressed` puts its rules into the model. With "full" every weight trains and shared ones stay shared, which
+is how recursive models are uptrained. Either way the result is one shared checkpoint.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
+from ..config import ShareConfig
+from ..errors import ConfigError, unknown
+from ..importance import tokenize
 from ..methods.share_lora import ShareLoraConfig
-from ..share import compressed
+from ..share import compressed, share
+from ..ties import attached
+from .arguments import training_arguments
 from .distill import DistillTrainer, StopAfter
 from .settings import Settings
 from .text import Windows
@@ -29,12 +33,14 @@ from .text import Windows
 class HealConfig(Settings):
     """Numbers of a healing run. Lengths are in tokens, times in minutes."""
 
-    model: str = ""  # a shared checkpoint
-    teacher: str = ""  # the model it was made of; empty: text alone
+    model: str = ""  # a shared checkpoint; or, with `structure`, a dense one to share first
+    structure: dict = field(default_factory=dict)  # a method's config: {method: recursive, num_loops: 2}
+    teacher: str = ""  # the model it was made of; empty: the dense one `structure` shares, or text alone
     text: str = "stdlib"  # what `load_text` takes
     column: str = "text"
     output: str = "runs/heal"
 
+    train: str = "adapter"  # what trains: an adapter on shared weights, or everything ("full")
     r: int = 16
     share: str = "A"
     kd_weight: float = 0.5
@@ -43,12 +49,51 @@ class HealConfig(Settings):
     context: int = 256
     steps: int = 300
     batch: int = 8
+    schedule: str = "linear"
     learning_rate: float = 3e-3
     warmup_steps: int = 15
     minutes: float = 0.0  # stop after so long; 0: never
     seed: int = 0
 
     MAY_BE_ZERO = ("seed", "warmup_steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train not in TRAINS:
+            raise unknown("train", self.train, TRAINS, ConfigError)
+        if self.structure:
+            self.structure_config()
+
+    def structure_config(self) -> ShareConfig:
+        """The config that `structure` spells out, checked."""
+        if "method" not in self.structure:
+            raise ConfigError("structure names a method and its numbers: {method: recursive, num_loops: 2}")
+        return ShareConfig(**self.structure)
+
+
+TRAINS = ("adapter", "full")
+
+
+def load(config: HealConfig, tokenizer: Any = None, texts: Any = ()) -> tuple[Any, Any]:
+    """The shared model and the teacher that `config` names; with `structure` the model is shared here.
+
+    Args:
+        tokenizer, texts: for methods that measure the dense model.
+    """
+    model = _read(config.model)
+    teacher = _read(config.teacher) if config.teacher else None
+    if config.structure:
+        if attached(model) is not None:
+            raise ConfigError(f"{config.model} is shared already; leave out structure to heal it as it is")
+        teacher = teacher or _read(config.model)
+        asked = config.structure_config()
+        text = tokenize(tokenizer, texts[:64], config.context)[:16] if asked.needs_calibration else None
+        model = share(model, asked, text)
+    return model, teacher
+
+
+def _read(name: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(name, dtype="float32")
 
 
 def heal(
@@ -57,7 +102,7 @@ def heal(
     teacher: nn.Module | None = None,
     config: HealConfig | None = None,
 ) -> nn.Module:
-    """Heal a shared model with a ShareLoRA adapter on every linear weight, and return it compressed.
+    """Heal a shared model, by a ShareLoRA adapter on every linear weight or by all its weights.
 
     Args:
         model: a model `share` or `from_pretrained` gave; it is taken over, use what this returns.
@@ -69,15 +114,9 @@ def heal(
     """
     config = config or HealConfig()
     set_seed(config.seed)
-    adapter = ShareLoraConfig(
-        r=config.r,
-        lora_alpha=config.r,
-        share=config.share,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+    cached = getattr(model.config, "use_cache", True)
     trainer = DistillTrainer(
-        model=get_peft_model(model, adapter),
+        model=_adapted(model, config) if config.train == "adapter" else _whole(model),
         args=training_arguments(config),
         train_dataset=Windows(windows),
         teacher=teacher,
@@ -86,23 +125,23 @@ def heal(
         callbacks=[StopAfter(config.minutes)] if config.minutes else None,
     )
     trainer.train()
-    return compressed(trainer.accelerator.unwrap_model(trainer.model)).eval()
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained.config.use_cache = cached  # Trainer turned it off
+    return (compressed(trained) if config.train == "adapter" else trained).eval()
 
 
-def training_arguments(config: HealConfig) -> Any:
-    return TrainingArguments(
-        output_dir=str(Path(config.output) / "checkpoints"),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=config.warmup_steps,
-        weight_decay=0.0,
-        seed=config.seed,
-        save_strategy="no",
-        logging_steps=10,
-        report_to="none",
-        remove_unused_columns=False,
-        dataloader_drop_last=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
+def _adapted(model: PreTrainedModel, config: HealConfig) -> nn.Module:
+    adapter = ShareLoraConfig(
+        r=config.r,
+        lora_alpha=config.r,
+        share=config.share,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
+    return get_peft_model(model, adapter)
+
+
+def _whole(model: PreTrainedModel) -> PreTrainedModel:
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model

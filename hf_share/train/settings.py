@@ -26,8 +26,8 @@ S = TypeVar("S", bound="Settings")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of the settings of all recipes. Fields are bool, int, float or str; ints are at least 1 unless
-    named.
+    """Base of the settings of all recipes. Fields are bool, int, float, str or dict; ints are at least 1
+    unless named.
     """
 
     MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("seed",)
@@ -93,6 +93,8 @@ def cast(name: str, value: Any, kind: type) -> Any:
     """A value as its field's type: YAML reads `4e-3` as text and `1` as an int, a command line only text."""
     if type(value) is kind:
         return value
+    if kind is dict and isinstance(value, str):
+        return _read_dict(name, value)
     if kind is float and type(value) is int:
         return float(value)
     if isinstance(value, str):
@@ -103,5 +105,17 @@ def cast(name: str, value: Any, kind: type) -> Any:
     raise ConfigError(f"{name}={value!r} is not of type {kind.__name__}")
 
 
+def _read_dict(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name}={text!r} is not of type dict: {{key: value, ...}}")
+    return value
+
+
 def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
     return "(required)" if field.default is dataclasses.MISSING else repr(field.default)
