@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import atoms  # noqa: F401 - registers test_atoms and test_squash
 import pytest
 import torch
 import zoo
