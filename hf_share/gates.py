@@ -9,10 +9,13 @@ Block influence looks at one layer at a time. Here every layer i gets a scalar p
 
 and with all weights frozen, phi alone is trained on calibration text to minimise
 
-    LM loss + lambda max(0, sum_i g_i F_i / sum_i F_i - (1 - rho))^2        F_i: FLOPs of layer i, rho: removed
+    LM loss + lambda max(0, sum_i g_i F_i / sum_i F_i - (1 - rho))^2     F_i: FLOPs of layer i, rho: removed
 
-while eps falls geometrically, so that gates end near 0 or 1 (smoothed L0, as in GDP). Layers compete for the
-FLOPs that stay, so that two layers which stand in for each other are not both judged dispensable.
+while eps falls geometrically (smoothed L0, as in GDP). Layers compete for the FLOPs that stay, so that two
+layers which stand in for each other are not both judged dispensable. Gradient descent is plain: a gate's own
+slope, (dg/dphi)^2 = 4 g (1 - g)^3 / eps, lets open gates be and pushes closing ones, which Adam's normalised
+steps undo. The learning rate falls with eps, so that a step in g stays as long, and a step halves or doubles
+phi at most, so that none jumps over 0.
 
 This is a reconstruction: FoldGPT (arXiv 2407.00928) says that its gates are learnt under a FLOPs constraint
 with an optimisation that polarises; the formula, the schedule and the numbers here are ours.
@@ -46,9 +49,9 @@ def layer_gates(
     stack: str | None = None,
     *,
     steps: int = 100,
-    lr: float = 0.05,
+    lr: float = 0.3,
     epsilon_schedule: Sequence[float] = (0.1, 1e-4),
-    flops_weight: float = 20.0,
+    flops_weight: float = 30.0,
 ) -> list[float]:
     """The gate of every layer of `stack` after training, 0 (can go) to 1. The model is left as it was.
 
@@ -60,7 +63,7 @@ def layer_gates(
             any other model give batches with `labels`.
         removal_rate: rho, the share of the FLOPs to remove.
         steps: training steps, one batch each, over and over.
-        lr: learning rate of phi.
+        lr: learning rate of phi at the start.
         epsilon_schedule: first and last eps.
         flops_weight: lambda.
     """
@@ -70,7 +73,6 @@ def layer_gates(
     phi = torch.ones(found.depth, device=device, requires_grad=True)
     free = torch.ones(found.depth, dtype=torch.bool, device=device)
     free[list(found.owners)] = False
-    optimizer = torch.optim.Adam([phi], lr=lr)
     data = [_with_labels(model, batch) for batch in batches(model, calibration)]
     first, last = epsilon_schedule
     eps = last
@@ -81,13 +83,14 @@ def layer_gates(
             gates[:] = g.unbind()
             excess = ((g * shares.to(device)).sum() - (1.0 - removal_rate)).clamp_min(0.0)
             loss = _loss(model, batch) + flops_weight * excess.square().to(device)
-            (phi.grad,) = torch.autograd.grad(loss, phi)
-            optimizer.step()
+            (slope,) = torch.autograd.grad(loss, phi)
+            with torch.no_grad():
+                phi.copy_((phi - lr * eps / first * slope).clamp(phi / 2, 2 * phi))
     return torch.where(free, gate(phi, eps), 1.0).tolist()
 
 
 def flops(model: nn.Module, stack: Stack) -> Tensor:
-    """F_i / sum F: each layer's share of a token's multiplications with weights. Of experts one is counted."""
+    """F_i / sum F: each layer's share of a token's multiplications with weights; of experts one counts."""
     counts = [0] * stack.depth
     for site in sites(model):
         if site.stack == stack.path and site.depth is not None:

@@ -104,7 +104,7 @@ def rank_correlation(one: Sequence[float], two: Sequence[float]) -> float:
         1.0
     """
     if len(one) != len(two) or len(one) < 2:
-        raise ConfigError(f"{len(one)} and {len(two)} scores; two lists of one length, at least 2, have ranks")
+        raise ConfigError(f"{len(one)} and {len(two)} scores; two lists of one length, 2 or more, have ranks")
     ranks = torch.tensor([_ranks(one), _ranks(two)], dtype=torch.float64)
     ranks -= ranks.mean(1, keepdim=True)
     spread = ranks.square().sum(1)

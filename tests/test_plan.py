@@ -205,7 +205,7 @@ BAD = {
     "a boolean score": (_arrange(scores=[0.5, True], scored_by="bi"), "scores holds bool True"),
     "a score of text": (_arrange(scores=[0.5, "1"], scored_by="bi"), "scores holds str '1'"),
     "a score beyond all": (_arrange(scores=[0.5, 10**4000], scored_by="bi"), "scores holds int 1000"),
-    "a score that is infinite": (_arrange(scores=[0.5, float("inf")], scored_by="bi"), "plain JSON|holds float"),
+    "an endless score": (_arrange(scores=[0.5, float("inf")], scored_by="bi"), "plain JSON|holds float"),
     "two owners": (
         _plan(steps=[*_arrange()["steps"], *_arrange(roles=["mlp"])["steps"]]),
         r"two arrange steps own roles \('mlp',\) of stack 'layers'",

@@ -77,9 +77,9 @@ class FoldConfig(ShareConfig):
     share_norms: bool = False
     importance: str = "bi"
     gate_steps: int = 100
-    gate_lr: float = 0.05
+    gate_lr: float = 0.3
     epsilon_schedule: list[float] = field(default_factory=lambda: [0.1, 1e-4])
-    flops_weight: float = 100.0
+    flops_weight: float = 30.0
     relax: str = "none"
     relax_rank: int = 8
     stack: str | None = None
