@@ -3,7 +3,8 @@
 """Healing: a little training that gives a shared model back most of what sharing cost.
 
 The shared weights stay as they are; a ShareLoRA adapter, private for each visit, learns what the visits had
-in their own weights, from text and from the source model (see `distill`). The result is one compressed
+in their own weights, from text and from the source model (see `distill`), and with `norms` their norms learn
+too. The result is one compressed
 checkpoint: `compressed` puts the adapter's rules into it.
 """
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from ..methods.share_lora import ShareLoraConfig
 from ..share import compressed
+from ..sites import resolve, stacks
 from .distill import DistillTrainer, StopAfter
 from .settings import Settings
 from .text import Windows
@@ -39,6 +41,9 @@ class HealConfig(Settings):
     share: str = "A"
     kd_weight: float = 0.5
     temperature: float = 1.0
+    tail_weight: float = 0.0  # of the last layers' hidden states against the teacher's
+    tail_layers: int = 1
+    norms: bool = False  # train the layers' norms too
 
     context: int = 256
     steps: int = 300
@@ -76,17 +81,31 @@ def heal(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    student = get_peft_model(model, adapter)
+    if config.norms:
+        train_norms(model)
     trainer = DistillTrainer(
-        model=get_peft_model(model, adapter),
+        model=student,
         args=training_arguments(config),
         train_dataset=Windows(windows),
         teacher=teacher,
         kd_weight=config.kd_weight,
         temperature=config.temperature,
+        tail_weight=config.tail_weight,
+        tail_layers=config.tail_layers,
         callbacks=[StopAfter(config.minutes)] if config.minutes else None,
     )
     trainer.train()
     return compressed(trainer.accelerator.unwrap_model(trainer.model)).eval()
+
+
+def train_norms(model: nn.Module) -> None:
+    """Let the norms of every layer learn. They are the base's, so `compressed` keeps what they learnt."""
+    for stack in stacks(model).values():
+        for layer in stack.layers:
+            for role in stack.norms:
+                for parameter in resolve(layer, role).parameters():
+                    parameter.requires_grad_(True)
 
 
 def training_arguments(config: HealConfig) -> Any:
