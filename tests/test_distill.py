@@ -86,7 +86,7 @@ def test_the_trainers_loss_is_the_sum_of_its_parts(tmp_path):
     student = folded(teacher)
     ids, labels = batch()
     run = trainer(student, teacher, tmp_path, kd_weight=0.3, tail_weight=0.7, tail_layers=2)
-    loss = run.compute_loss(student, {"input_ids": ids, "labels": labels}, num_items_in_batch=torch.tensor(11))
+    loss = run.compute_loss(student, {"input_ids": ids, "labels": labels}, num_items_in_batch=11)
     own, theirs = (m(input_ids=ids, output_hidden_states=True) for m in (student, teacher))
     logits = distillation_loss(own.logits, theirs.logits, labels, 0.3, 1.0, 11)
     tail = tail_loss(own.hidden_states, theirs.hidden_states, labels, 2, 11)

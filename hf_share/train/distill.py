@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: a shared model learns from the model it was made of.
 
-    L = (1 - w) CE(labels, student) + w T^2 KL(teacher || student) + b sum over the last n layers of MSE(h, h')
+    L = (1 - w) CE(labels, student) + w T^2 KL(teacher || student) + b sum over last n layers of MSE(h, h')
 
 with both distributions at temperature T, all averaged over predicted tokens; h and h' are the hidden states
 of student and teacher, and the MSE is also averaged over their width. The teacher is frozen and runs once for
