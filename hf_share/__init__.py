@@ -9,10 +9,11 @@ from .config import ShareConfig
 from .describe import describe
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
+from .gates import layer_gates
 from .hub.lora import to_lora
 from .hub.record import inner_config
 from .hub.register import register
-from .importance import block_influence, tokenize
+from .importance import block_influence, rank_correlation, tokenize
 from .materialize import materialize
 from .methods import discover
 from .methods.fold import FoldConfig
@@ -52,7 +53,9 @@ __all__ = [
     "compressed",
     "describe",
     "inner_config",
+    "layer_gates",
     "materialize",
+    "rank_correlation",
     "share",
     "to_lora",
     "tokenize",

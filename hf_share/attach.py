@@ -11,6 +11,7 @@ rules. In checkpoint form the layers are already there and `arrange` only checks
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -121,12 +122,24 @@ def _check_generates(model: nn.Module, plan: SharePlan) -> None:
         )
 
 
-def _made(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Module -> (kind of rule, group) of the rules `model` has already."""
+@dataclass(frozen=True)
+class Made:
+    """What a rule makes at one site: its kind, the site, and the group."""
+
+    kind: str
+    site: str
+    group: str
+
+
+def _made(model: nn.Module) -> dict[str, list[Made]]:
+    """Module -> what the rules that `model` has already make there."""
     record = attached(model)
-    steps = record.plan.generates if record else ()
-    kinds = [(make_rule(step.rule, step.args).kind, step) for step in steps]
-    return {name.partition(":")[0]: (kind, step.group) for kind, step in kinds for name in step.sites}
+    found: dict[str, list[Made]] = {}
+    for step in record.plan.generates if record else ():
+        kind = make_rule(step.rule, step.args).kind
+        for name in step.sites:
+            found.setdefault(name.partition(":")[0], []).append(Made(kind, name, step.group))
+    return found
 
 
 def _check_visits(
@@ -145,28 +158,38 @@ def _check_visits(
             )
 
 
-def _check_site(rule: Rule, step: Generate, site: Site, made: dict[str, tuple[str, str]]) -> None:
+def _check_site(rule: Rule, step: Generate, site: Site, made: dict[str, list[Made]]) -> None:
     if site.kind == "expert":
         raise Refused(
             f"site {site.name!r} holds expert tensors (three-dimensional); rule {rule.name!r} cannot make "
             "them yet. Leave experts out of the sites; an Arrange step may tie them"
         )
-    if site.kind == "read" and rule.kind == "add":
+    if site.kind == "read" and rule.kind != "replace":
         raise Refused(
             f"site {site.name!r}: the layer reads this weight without calling its module, so rule "
-            f"{rule.name!r} could add nothing to it. Leave it out of the sites"
+            f"{rule.name!r} could change nothing. Leave it out of the sites"
         )
-    kind, group = made.get(site.module, ("", ""))
     if rule.kind == "replace" and site.part is not None:
         raise Refused(f"rule {rule.name!r} replaces a whole weight; {site.name!r} is a part of one")
-    if rule.kind == "replace" and kind == "replace":
-        raise PlanError(f"site {site.name!r} is replaced by two groups, {group!r} and {step.group!r}")
-    if rule.kind == "replace" and kind:
+    before = made.setdefault(site.module, [])
+    for other in before:
+        _check_order(rule.kind, step.group, site, other)
+    before.append(Made(rule.kind, site.name, step.group))
+
+
+def _check_order(kind: str, group: str, site: Site, other: Made) -> None:
+    """A weight is made once, then mapped once, then added to."""
+    one_part = site.part is None or other.site in (site.name, site.module)
+    if kind == other.kind == "replace":
+        raise PlanError(f"site {site.name!r} is replaced by two groups, {other.group!r} and {group!r}")
+    if kind == other.kind == "map" and one_part:
+        raise PlanError(f"site {site.name!r} is mapped by two groups, {other.group!r} and {group!r}")
+    if kind == "replace" or (kind == "map" and other.kind == "add"):
+        verb = {"add": "adds to", "map": "maps"}[other.kind]
         raise PlanError(
-            f"site {site.name!r}: group {step.group!r} would replace the weight that group {group!r} adds "
-            "to; replace it first"
+            f"site {site.name!r}: group {group!r} would {kind} the weight that group {other.group!r} {verb}; "
+            f"{kind} it first"
         )
-    made[site.module] = (kind or rule.kind, group if kind else step.group)
 
 
 def _size(shapes: Iterable[Sequence[int]]) -> int:

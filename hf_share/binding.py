@@ -42,10 +42,18 @@ class Binding:
         """Output (..., site's out) -> output of the whole fused weight."""
         return y if self.site.part is None else self.site.part.place(y)
 
-    def dense(self, formed: Mapping[str, Tensor]) -> Tensor:
-        """The weight or delta (out, in) of the whole module this binding makes; zero outside its part."""
-        weight = self.rule.weight(formed)
-        return weight if self.site.part is None else self.site.part.place(weight.mT).mT
+    def dense(self, formed: Mapping[str, Tensor], W: Tensor | None = None) -> Tensor:
+        """The weight or delta (out, in) of the whole module this binding makes; zero outside its part. A map
+        makes a delta too: what it changes of the module's own weight `W`.
+        """
+        part = self.site.part
+        if self.rule.kind == "map":
+            assert W is not None, "a map is over a weight"
+            own = W if part is None else W[part.rows(W.device)]
+            weight = self.rule.weight({**formed, "W": own}) - own
+        else:
+            weight = self.rule.weight(formed)
+        return weight if part is None else part.place(weight.mT).mT
 
     def formed(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """What the rule's `weight` and `apply` take, from the stored tensors by the rule's names."""

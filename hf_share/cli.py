@@ -42,6 +42,12 @@ def share(
     parent: Annotated[
         str, typer.Option(help="Weights of a group: its first member's, or the mean.")
     ] = "first",
+    importance: Annotated[
+        str, typer.Option(help="How layers are ranked: bi, block influence, or gate, learnable gates.")
+    ] = "bi",
+    relax: Annotated[
+        str, typer.Option(help="What each member of a group has of its own: none, scale or lora.")
+    ] = "none",
     stack: Annotated[str | None, typer.Option(help="Stack of layers, for models with several.")] = None,
     text: Annotated[
         str, typer.Option(help="Text to rank layers on: stdlib, a file, or a data set id.")
@@ -62,7 +68,7 @@ def share(
     else:
         config = hf_share.FoldConfig(
             removal_rate=removal_rate, remove=_numbers(remove), group_size=group_size, groups=_groups(groups),
-            parent=parent, stack=stack,
+            parent=parent, importance=importance, relax=relax, stack=stack,
         )  # fmt: skip
     loaded, tokenizer = _load(model, dtype)
     shared = hf_share.share(loaded, config, calibration=_calibration(config, tokenizer, text))

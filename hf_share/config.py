@@ -23,6 +23,7 @@ from .peft_type import PEFT_TYPE
 from .plan import SharePlan
 from .rebuild import rebuild
 from .rules import with_choices
+from .steps import Arrange
 
 
 METHODS: dict[str, type[ShareConfig]] = {}
@@ -156,7 +157,7 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
         """The plan for `model`, in source form. Each method's config overrides this."""
         plan = SharePlan()
         for config in self.methods or ():
-            plan = plan + config.steps_after(model, plan, calibration)
+            plan = _then(plan, config.steps_after(model, plan, calibration))
         return plan
 
     def steps_after(self, model: nn.Module, before: SharePlan, calibration: Any = None) -> SharePlan:
@@ -216,6 +217,15 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
     @property
     def is_prompt_learning(self) -> bool:
         return False
+
+
+def _then(plan: SharePlan, more: SharePlan) -> SharePlan:
+    """Both plans' steps. An arrange step comes before the rules on other stacks, which it leaves alone."""
+    touched = {site for step in plan.generates for site in step.sites}
+    if any(site.startswith(f"{step.stack}.") for step in more.arranges for site in touched):
+        return plan + more
+    steps = (*plan.steps, *more.steps)
+    return SharePlan(tuple(sorted(steps, key=lambda step: not isinstance(step, Arrange))), plan.form)
 
 
 def _method_config(value: Any) -> ShareConfig:

@@ -151,7 +151,8 @@ def _generated(model: nn.Module, step: Generate) -> Group:
         binding = next(b for b in share.bindings if b.group == step.group and b.site.name == name)
         own = sum(getattr(share, a).numel() for a in binding.names.values())
         private += own
-        dense = module.in_features * module.out_features if isinstance(module, SharedLinear) else own + once
+        makes = isinstance(module, SharedLinear) and binding.rule.kind == "replace"
+        dense = binding.site.in_features * binding.site.out_features if makes else own + once
         used += dense
     return Group(name=step.group, places=step.sites, stored=once + private, used=used)
 

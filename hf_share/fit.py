@@ -131,10 +131,11 @@ class Residual(Mapping):
 
     def __getitem__(self, name: str) -> Tensor:
         site = self.sites[name]
-        now, share = dense(self.base, site).float(), resolve(self.base, site.module)._modules.get("share")
-        if isinstance(share, Share) and not isinstance(resolve(self.base, site.module), SharedLinear):
+        module = resolve(self.base, site.module)
+        now, share = dense(self.base, site).float(), module._modules.get("share")
+        if isinstance(share, Share) and not isinstance(module, SharedLinear):
             for binding in (b for b in share.bindings if b.group != self.group):
-                delta = binding.dense(share.tensors(binding)).float()
+                delta = binding.dense(share.tensors(binding), linear_weight(module)).float()
                 now = now + (delta if site.part is None else delta[site.part.rows()])
         return self.weights[name].float() - now
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""How much a model would miss a layer.
+"""How much a model would miss a layer, measured layer by layer; `gates` measures them all at once.
 
 Block influence (ShortGPT, arXiv 2403.03853): `BI_l = mean over tokens of 1 - cos(x_l, x_{l+1})`, where x_l is
 the hidden state that enters layer l and x_{l+1} the one that leaves it. A layer that hardly turns its input
@@ -48,7 +48,7 @@ def block_influence(model: nn.Module, calibration: Sequence[Any], stack: str | N
 
     handles = [layer.register_forward_hook(record(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in tqdm(batches(model, calibration), desc="block influence", unit="batch", leave=False):
                 model(**batch)
     finally:
@@ -85,7 +85,7 @@ def second_moments(model: nn.Module, calibration: Any, modules: Sequence[str]) -
 
     handles = [resolve(base, name).register_forward_pre_hook(record(name)) for name in modules]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in tqdm(batches(model, calibration), desc="second moments", unit="batch", leave=False):
                 now.clear()
                 model(**batch)
@@ -93,6 +93,28 @@ def second_moments(model: nn.Module, calibration: Any, modules: Sequence[str]) -
         for handle in handles:
             handle.remove()
     return {name: sums[first] / count[first] for name, first in same.items()}
+
+
+def rank_correlation(one: Sequence[float], two: Sequence[float]) -> float:
+    """Spearman's rank correlation of two scores of the same layers, -1 to 1; equal scores share their mean
+    rank.
+
+    Example:
+        >>> rank_correlation([0.1, 0.2, 0.9], [1.0, 2.0, 3.0])
+        1.0
+    """
+    if len(one) != len(two) or len(one) < 2:
+        raise ConfigError(f"{len(one)} and {len(two)} scores; two lists of one length, 2 or more, have ranks")
+    ranks = torch.tensor([_ranks(one), _ranks(two)], dtype=torch.float64)
+    ranks -= ranks.mean(1, keepdim=True)
+    spread = ranks.square().sum(1)
+    if not spread.all():
+        raise ConfigError("all scores of a list are equal, so they have no ranks to compare")
+    return float(round(float((ranks[0] * ranks[1]).sum() / spread.prod().sqrt()), 12))
+
+
+def _ranks(scores: Sequence[float]) -> list[float]:
+    return [sum(o < s for o in scores) + (sum(o == s for o in scores) - 1) / 2 for s in scores]
 
 
 def only_stack(model: nn.Module, stack: str | None) -> str:
@@ -119,12 +141,10 @@ def batches(model: nn.Module, calibration: Sequence[Any]) -> Iterable[dict[str, 
     out = []
     for batch in calibration:
         values = dict(batch) if hasattr(batch, "keys") else {"input_ids": torch.as_tensor(batch)}
-        if values["input_ids"].dim() == 1:
+        if "input_ids" in values and values["input_ids"].dim() == 1:
             values = {k: v[None] for k, v in values.items()}
-        if (
-            getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-            and "decoder_input_ids" not in values
-        ):
+        both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        if both and "decoder_input_ids" not in values and "labels" not in values:
             values["decoder_input_ids"] = values["input_ids"]
         out.append({k: v.to(device) for k, v in values.items()})
     return out
@@ -162,7 +182,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str] | str, length: int = 256, batc
 
 
 @contextmanager
-def _evaluating(model: nn.Module):
+def evaluating(model: nn.Module):
     training = model.training
     model.eval()
     try:

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from . import arrange as _arrange
 from . import depths
 from .errors import Refused
-from .modules import Share, SharedLinear, ZeroSublayer, add_share
+from .modules import Share, SharedLinear, ZeroSublayer, add_share, linear_weight
 from .rebuild import rebuild
 from .sites import STORES, backbone, resolve, weight_kind
 from .steps import Arrange
@@ -108,13 +108,12 @@ def _merge_share(module: Any) -> None:
     share = module._modules.get("share")
     if not isinstance(share, Share) or isinstance(module, SharedLinear):
         return
-    delta, weight = share.weight(), module.weight
+    weight = module.weight
     if not weight.dtype.is_floating_point:
-        raise Refused(
-            "a quantised weight carries an additive rule; materialize(model, dequantize=True) first"
-        )
-    delta = delta.mT if weight_kind(module) == "conv1d" else delta
-    merged = (weight.float() + delta.float()).to(weight.dtype)
+        raise Refused("a quantised weight carries a rule; materialize(model, dequantize=True) first")
+    own = linear_weight(module).float()
+    merged = (own + share.weight(own).float()).to(weight.dtype)
+    merged = merged.mT.contiguous() if weight_kind(module) == "conv1d" else merged
     module.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
     del module._modules["share"]
     for key in [k for k, hook in module._forward_hooks.items() if hook is add_share]:

@@ -10,13 +10,16 @@ tensors. The handle to the store is not registered, so the tensors appear in `st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .binding import Binding, private_names
+from .errors import Refused
 from .rules import Rule
 from .sites import Site
 
@@ -73,27 +76,49 @@ class Share(nn.Module):
         """What the rule of one binding forms of its stored tensors."""
         return binding.formed(self.stored(binding))
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """`y` plus every binding's output for x (..., in); without y the sum alone."""
+    def forward(self, x: Tensor, y: Tensor | None = None, own: Own | None = None) -> Tensor:
+        """The output for x (..., in) with what every binding adds or changes; y is the output of the
+        module's `own` weight, where it has one.
+        """
         for binding in self.bindings:
-            delta = binding.place(binding.rule.apply(x, self.tensors(binding), self.training))
-            y = delta if y is None else y + delta
+            tensors = self.tensors(binding)
+            if binding.rule.kind == "map":
+                assert y is not None, "a map is over a weight"
+                over = own or Own(partial(self.weight, until=binding))
+                y = over.mapped(y, binding, x, tensors, self.training)
+                continue
+            part = binding.place(binding.rule.apply(x, tensors, self.training))
+            y = part if y is None else y + part
         assert y is not None, "a share has at least one binding"
         return y
 
-    def weight(self) -> Tensor:
-        """Sum of all bindings' dense weights or deltas, (out, in) of the whole module."""
-        return torch.stack([b.dense(self.tensors(b)) for b in self.bindings]).sum(0)
+    @property
+    def has_maps(self) -> bool:
+        return any(binding.rule.kind == "map" for binding in self.bindings)
+
+    def weight(self, W: Tensor | None = None, until: Binding | None = None) -> Tensor:
+        """The weight the bindings (`until` one) make, or their delta on the module's own weight `W`: (out,
+        in) of the whole module.
+        """
+        total = None
+        for binding in self.bindings:
+            if binding is until:
+                break
+            part = binding.dense(self.tensors(binding), total if W is None else W)
+            total = part if total is None else total + part
+        assert total is not None, "a share has at least one binding"
+        return total
 
     def extra_repr(self) -> str:
         return ", ".join(f"{b.rule.name}[{b.group}]" for b in self.bindings)
 
 
 def add_share(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    """Forward hook of a module with `add` rules. A plain function, so that the model can be pickled and
-    compiled.
+    """Forward hook of a module with `add` or `map` rules. A plain function, so that the model can be pickled
+    and compiled.
     """
-    return module.share(args[0], output)
+    share = module.share
+    return share(args[0], output, own_of(module, args[0], output) if share.has_maps else None)
 
 
 class SharedLinear(nn.Module):
@@ -146,3 +171,43 @@ def linear_weight(module: Any) -> Tensor:
     """The dense weight (out, in) of a plain linear or Conv1D module."""
     weight = module.weight
     return weight.mT if type(module).__name__ == "Conv1D" else weight
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a map is over: a module's own weight, made when it is asked for, and the bias in its output."""
+
+    weight: Callable[[], Tensor]
+    bias: Tensor | None = None
+
+    def mapped(
+        self, y: Tensor, binding: Binding, x: Tensor, formed: Mapping[str, Tensor], training: bool
+    ) -> Tensor:
+        """The output y with the map's product in place of the own one at its site: y itself, bit for bit,
+        where the two are equal.
+        """
+        rule, part = binding.rule, binding.site.part
+        own = y if self.bias is None else y - self.bias.to(y.dtype)
+        own = own if part is None else own[..., part.rows(y.device)]
+        given = own if rule.over == "y" else self._dense(binding.site, y)
+        new = rule.apply(x, {**formed, rule.over: given}, training)
+        if self.bias is None and part is None:
+            return new.to(y.dtype)
+        return (y + binding.place(new - own)).to(y.dtype)
+
+    def _dense(self, site: Site, y: Tensor) -> Tensor:
+        weight = self.weight()
+        if (weight.is_meta and not y.is_meta) or not weight.dtype.is_floating_point:
+            raise Refused(
+                f"site {site.name!r}: its rule is a function of the weight, which is quantised or offloaded. "
+                "Load it dense and on the device"
+            )
+        return weight if site.part is None else weight[site.part.rows(weight.device)]
+
+
+def own_of(module: Any, x: Tensor, y: Tensor) -> Own:
+    """What a map is over at a module whose output for x was y."""
+    bias = getattr(module, "bias", None)
+    if bias is not None and bias.is_meta and not y.is_meta:
+        bias = module.forward(x.new_zeros(1, x.shape[-1]))[0]  # offloaded again by now; a call brings it
+    return Own(partial(linear_weight, module), bias)

@@ -183,8 +183,9 @@ def _to_checkpoint(step: Step) -> Step:
     if not isinstance(step, Arrange):
         return step
     return replace(
-        step, order=step.first_visits, merge="first", sources=None, depth=len(step.order), origin=step
-    )
+        step, order=step.first_visits, merge="first", sources=None, depth=len(step.order), scores=None,
+        scored_by=None, origin=step,
+    )  # fmt: skip
 
 
 def _show(step: Step) -> str:
@@ -199,6 +200,8 @@ def _show(step: Step) -> str:
             extra += f" merge={step.merge}"
         if step.loops is not None:
             extra += f" loops={step.loops}"
+        if step.scored_by is not None:
+            extra += f" scored_by={step.scored_by}"
         return f"Arrange {step.stack}: [{order}]{extra}"
     args = " ".join(f"{k}={v}" for k, v in step.args.items())
     if isinstance(step, Insert):

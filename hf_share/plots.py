@@ -80,6 +80,20 @@ def plot_tradeoff(rows: list[dict[str, Any]], path: str | os.PathLike, quality: 
     save(figure, path)
 
 
+def plot_importance(scores: dict[str, list[float]], path: str | os.PathLike) -> None:
+    """What each layer is worth, one row of bars a measure, each on its own scale."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(
+        len(scores), 1, figsize=(7, 1.9 * len(scores)), squeeze=False, sharex=True, layout="constrained"
+    )
+    for axis, (name, values) in zip(axes[:, 0], scores.items(), strict=True):
+        axis.bar(range(len(values)), values, width=0.7)
+        axis.set(ylabel=name, xticks=range(len(values)))
+        axis.grid(axis="y", alpha=0.3)
+    axes[-1, 0].set_xlabel("layer")
+    save(figure, path)
+
+
 def _pyplot() -> Any:
     import matplotlib
 

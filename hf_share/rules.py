@@ -9,6 +9,8 @@ so that a checkpoint is built without values, and it defines the dense weight:
     W = rule.weight(t)                       # (out, in)
     y = rule.apply(x, t)                     # the same product, usually faster
 
+A rule of kind `map` makes its weight of the base's, so there t also holds what the rule is `over`.
+
 `weight` is the definition; merging, export and analysis use nothing else. Rules know no modules, no adapter
 names and no models: a new method is a new rule, or an old rule with other sites and groups.
 """
@@ -34,7 +36,7 @@ from .steps import Arrange, Generate, Step
 
 
 RULES: dict[str, type[Rule]] = {}
-KINDS = ("add", "replace")
+KINDS = ("add", "replace", "map")
 Shape = tuple[int, ...]
 
 
@@ -42,11 +44,15 @@ class Rule(ABC):
     """Base of all rules. Subclasses are frozen dataclasses with a `name` and a `kind`, registered with
     `@rule`.
 
-    `kind` is `add` (a delta on the site's own weight) or `replace` (the weight itself).
+    `kind` is `add` (a delta on the site's own weight), `replace` (the weight itself) or `map` (a function of
+    the site's own weight). A map finds that weight (out, in) as `t["W"]` in `weight`, and in `apply` what it
+    is `over`: `"W"`, or `"y"`, the product of x and the own weight (..., out), which a quantised module gives
+    as well.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    over: ClassVar[str] = "W"
     light: ClassVar[bool] = False  # what it forms is small, and kept while nothing trains
 
     @property

@@ -126,9 +126,10 @@ def _unwrap_layers(base: nn.Module) -> None:
 
 
 def _fill(base: nn.Module, values: dict[tuple[str, str], dict[str, Tensor]]) -> None:
+    groups = {group for group, _ in values}  # the base may have rules of its own
     for share in base.modules():
         if not isinstance(share, Share):
             continue
-        for binding in share.bindings:
+        for binding in (b for b in share.bindings if b.group in groups):
             for name, tensor in share.stored(binding).items():
                 tensor.copy_(values[binding.group, binding.site.name][name])

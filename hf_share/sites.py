@@ -84,6 +84,11 @@ class Stack:
         every = set().union(*self.signatures)
         return frozenset(n for n in every if sum(n in s for s in self.signatures) < len(self.layers))
 
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Layers that own a tensor for the whole stack, and so cannot go: T5's block 0."""
+        return tuple(d for d, s in enumerate(self.signatures) if any(name in self.partial for name in s))
+
     @cached_property
     def norms(self) -> tuple[str, ...]:
         """Roles that own vectors only and hold no weight: norms and scales."""

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from .plain import freeze, frozen_args, require_count, require_name, require_sit
 
 
 MAX_VISITS = 2048
+LARGEST_SCORE = 1e300
 MERGES = ("first", "mean", "random")
 
 
@@ -39,7 +39,9 @@ class Arrange:
         depth: number of layers the step expects to find, so that a plan for another model is refused.
         loops: the active choice of how often a repeated source is visited, from its first visit on; all
             visits if None. The depths beyond stay in the model and its files.
-        scores: what each source layer was measured to be worth when the order was chosen, for audit.
+        scores: what each source layer was measured to be worth when the order was chosen, for audit; in
+            checkpoint form only `origin` has them.
+        scored_by: the name of that measure (`"bi"`, `"gate"`).
         origin: in checkpoint form, the source-form step this one came from.
     """
 
@@ -53,6 +55,7 @@ class Arrange:
     depth: int | None = None
     loops: int | None = None
     scores: tuple[float, ...] | None = None
+    scored_by: str | None = None
     origin: Arrange | None = None
 
     def __post_init__(self):
@@ -120,14 +123,22 @@ class Arrange:
                 raise PlanError(f"{where}: loops are of whole layers, and roles is {self.roles!r}")
             if self.loops > self.visits:
                 raise PlanError(f"{where}: loops is {self.loops}; a source has at most {self.visits} visits")
-        if self.scores is None:
-            return
+        if (self.scores is None) != (self.scored_by is None):
+            raise PlanError(f"{where}: scores and scored_by, the name of the measure, go together")
+        if self.scores is not None:
+            self._check_scores(where)
+
+    def _check_scores(self, where: str):
+        require_name(self.scored_by, f"{where}: scored_by")
         freeze(self, "scores")
-        if len(self.scores) > MAX_VISITS:
-            raise PlanError(f"{where}: {len(self.scores)} scores; at most {MAX_VISITS} fit")
-        for score in self.scores:
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-                raise PlanError(f"{where}: scores holds {score!r:.80}; finite numbers fit")
+        scores: tuple[Any, ...] = self.scores or ()
+        if not 0 < len(scores) <= MAX_VISITS or len(scores) != (self.depth or len(scores)):
+            raise PlanError(f"{where}: {len(scores)} scores for {self.depth or f'1 to {MAX_VISITS}'} layers")
+        for score in scores:
+            known = isinstance(score, (int, float)) and not isinstance(score, bool)
+            if not known or not abs(score) < LARGEST_SCORE:
+                raise PlanError(f"{where}: scores holds {type(score).__name__} {score!r:.80}; numbers fit")
+        object.__setattr__(self, "scores", tuple(map(float, scores)))
 
     @property
     def visits(self) -> int:

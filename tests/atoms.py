@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""A third party's rule and method, as another package would write them: one file that registers both."""
+"""A third party's rules and method, as another package would write them: one file that registers them."""
 
 from __future__ import annotations
 
@@ -62,6 +62,28 @@ class SumOfAtoms(Rule):
             )
             values[site.name] = {"c": known}
         return values
+
+
+@rule
+@dataclass(frozen=True, kw_only=True)
+class Squash(Rule):
+    """A third party's map, which needs the weight itself: `W' = tanh(c W)`, c (1,) of the site."""
+
+    name: ClassVar[str] = "test_squash"
+    kind: ClassVar[str] = "map"
+
+    def shared(self, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def private(self, site: Site) -> dict[str, tuple[int, ...]]:
+        return {"c": (1,)}
+
+    def weight(self, t: Mapping[str, Tensor]) -> Tensor:
+        return torch.tanh(t["c"] * t["W"])
+
+    def reset(self, name: str, tensor: Tensor, sites: Sequence[Site], generator: torch.Generator) -> None:
+        with torch.no_grad():
+            tensor.fill_(1.0)
 
 
 @method

@@ -66,6 +66,7 @@ class Case:
         self.start = self.logits(self.model)
         self.new = {n for n, _ in self.model.named_parameters() if is_new(n)}
         gen = torch.Generator().manual_seed(8)
+        self.begin = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in self.new}
         with torch.no_grad():
             for name, value in self.model.named_parameters():
                 if name in self.new:
@@ -150,7 +151,7 @@ def forward_is_weight(case: Case) -> str | None:
             delta = module.get_delta_weight("default")
             delta = delta.mT if type(base).__name__ == "Conv1D" else delta
         else:
-            delta = share.weight()
+            delta = share.weight(weight)
         x = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(9))
         y = x @ (weight + delta).mT
         torch.testing.assert_close(module(x), y if base.bias is None else y + base.bias)
@@ -311,7 +312,7 @@ def copies_keep_sharing(case: Case) -> None:
         with torch.no_grad():
             for name, value in other.named_parameters():
                 if name in case.new:
-                    value.zero_()
+                    value.copy_(case.begin[name])
         if case.new:
             assert torch.equal(case.logits(other), case.logits(case.dense) if case.row.fitted else case.start)
     assert torch.equal(case.logits(case.model), case.out)

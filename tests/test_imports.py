@@ -19,12 +19,12 @@ LAYERS = (
     "errors plain steps plan linalg",
     "fused sites peft_type",
     "rules rebuild targets config",
-    "binding shelter adapter",
+    "binding shelter adapter scale",
     "modules",
     "ties visits depths",
     "arrange",
     "attach",
-    "importance",
+    "importance gates",
     "fit materialize describe plots elastic",
     "methods",
     "hub share train search eval",
@@ -34,7 +34,8 @@ LAYERS = (
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
-    "errors plain steps plan linalg fused sites rules config targets adapter importance methods".split()
+    "errors plain steps plan linalg fused sites rules scale config targets adapter importance gates "
+    "methods".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {

@@ -177,6 +177,11 @@ def first_type(model: nn.Module) -> str:
     return next(iter(types(model))).rpartition(".")[2]
 
 
+def scales(visits: int = 4):
+    """One number for each output, at every visit that shares."""
+    return lambda model: sum(visits * rows for rows, _ in types(model).values())
+
+
 def added(count):
     """Trained parameters on top of the whole model."""
     return lambda model: size(model) + count(model)
@@ -244,6 +249,23 @@ ROWS = {
         fold(groups=[[0], [1, 2, 3]], share_norms=True), stored([[0], [1, 2, 3]], norms=2)
     ),
     "Fold, remove and tie": Row(fold(remove=[1], group_size=2), stored([[0, 2], [3]])),
+    "Fold, scales": Row(
+        fold(group_size=2, relax="scale"), lambda model: stored(PAIRS)(model) + scales()(model)
+    ),
+    "Fold, scales, adapter": Row(
+        fold(remove=[1], group_size=2, relax="scale"), scales(visits=2), adapter=True
+    ),
+    "Fold, LoRA": Row(
+        fold(remove=[1], group_size=2, relax="lora", relax_rank=RANK),
+        lambda model: stored([[0, 2], [3]])(model) + low_rank("", layers=2)(model),
+    ),
+    "Fold, LoRA, adapter": Row(
+        fold(group_size=2, parent="mean", relax="lora", relax_rank=RANK), low_rank(""), adapter=True
+    ),
+    "Fold, scales + ShareLoRA": Row(
+        fold_then(lora(), group_size=2, relax="scale"),
+        lambda model: stored(PAIRS)(model) + scales()(model) + low_rank("A")(model),
+    ),
     "Fold, adapter": Row(fold(group_size=2), lambda model: 0, adapter=True),
     "Fold + ShareLoRA": Row(
         fold_then(lora(), remove=[1], group_size=2),
@@ -317,6 +339,7 @@ def test_promises(row, arch, tmp_path):
         ("Fold + ShareLoRA", "bert"),
         ("Arrange, a cycle", "gemma3"),
         ("Recursive, relaxed", "llama"),
+        ("Fold, scales", "qwen2"),
     ],
 )
 def test_compiles_to_one_graph(row, arch, tmp_path):
@@ -332,6 +355,7 @@ FRESH = {
     "Fold, remove and tie": ("mixtral", "AutoModelForCausalLM"),
     "Recursive, relaxed": ("gemma2", "AutoModelForCausalLM"),
     "Recursive, relaxed, adapter": ("neox", "AutoModelForCausalLM"),
+    "Fold, scales": ("gpt2", "AutoModelForCausalLM"),
 }
 
 

@@ -24,6 +24,7 @@ from hf_share.steps import MAX_VISITS
 
 
 FOLD = Arrange(stack="layers", order=(0, 1, 1, 4), depth=5, private=("norm",))
+SCORED = dataclasses.replace(FOLD, scores=(0.9, 0.1, 0.25, 1e-7, 1.0), scored_by="gate")
 ROTATE = Arrange(stack="layers", order=(2, 0, 1, 0), sources=(2, 0, 1, 3), merge="mean")
 ENCODER = Arrange(stack="encoder.block", order=(0, 0, 3))
 DECODER = Arrange(stack="decoder.block", order=(0, 2, 2))
@@ -34,6 +35,7 @@ GATE = Insert(kind="gate", sites=("layers.0",), args={"init": 1.0})
 PLANS = {
     "empty": SharePlan(),
     "fold": SharePlan((FOLD,)),
+    "scores": SharePlan((SCORED,)),
     "permutation": SharePlan((ROTATE,)),
     "two stacks": SharePlan((ENCODER, DECODER)),
     "sub-layer": SharePlan((DROP_ATTENTION,)),
@@ -127,6 +129,8 @@ def test_repr_is_readable():
     assert (
         repr(SharePlan((ROTATE,)).checkpoint()) == "SharePlan(checkpoint form)\n  Arrange layers: [0 1 2 1]"
     )
+    assert repr(SharePlan((SCORED,))).endswith("[0 1 1 4] private=norm scored_by=gate")
+    assert SharePlan((SCORED,)).checkpoint().steps[0].scores is None, "they stand in the origin"
     text = "SharePlan(source form)\n  Arrange layers: [2 0 1 0] of [2 0 1 3] merge=mean"
     assert repr(SharePlan((ROTATE,))) == text
 
@@ -191,6 +195,17 @@ BAD = {
         "disagrees with its origin",
     ),
     "origin of text": ({**_arrange(origin="x"), "form": "checkpoint"}, "origin must be one arrange step"),
+    "scores of no measure": (_arrange(scores=[0.5, 1.0]), "scores and scored_by.* go together"),
+    "a measure without scores": (_arrange(scored_by="bi"), "scores and scored_by.* go together"),
+    "a measure of no name": (_arrange(scores=[0.5, 1.0], scored_by=3), "3 is not a name"),
+    "scores of text": (_arrange(scores="ab", scored_by="bi"), "scores must be a list"),
+    "no scores": (_arrange(scores=[], scored_by="bi"), "0 scores for 1 to"),
+    "too few scores": (_arrange(depth=2, scores=[0.5], scored_by="bi"), "1 scores for 2 layers"),
+    "too many scores": (_arrange(scores=[0.5] * (MAX_VISITS + 1), scored_by="bi"), "2049 scores for 1 to"),
+    "a boolean score": (_arrange(scores=[0.5, True], scored_by="bi"), "scores holds bool True"),
+    "a score of text": (_arrange(scores=[0.5, "1"], scored_by="bi"), "scores holds str '1'"),
+    "a score beyond all": (_arrange(scores=[0.5, 10**4000], scored_by="bi"), "scores holds int 1000"),
+    "an endless score": (_arrange(scores=[0.5, float("inf")], scored_by="bi"), "plain JSON|holds float"),
     "two owners": (
         _plan(steps=[*_arrange()["steps"], *_arrange(roles=["mlp"])["steps"]]),
         r"two arrange steps own roles \('mlp',\) of stack 'layers'",

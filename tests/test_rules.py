@@ -16,6 +16,7 @@ import types
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers as tf
 import zoo
 from atoms import AtomsConfig, SumOfAtoms
@@ -24,7 +25,7 @@ import hf_share
 from hf_share import Arrange, ConfigError, Generate, PlanError, Refused, ShareConfig, SharePlan, SiteError
 from hf_share.config import METHODS, method
 from hf_share.fit import build
-from hf_share.modules import Share, SharedLinear
+from hf_share.modules import Share, SharedLinear, linear_weight
 from hf_share.rules import RULES, generator, make_rule, rule
 from hf_share.sites import resolve, sites
 
@@ -46,7 +47,9 @@ VARIANTS = [
             {"r": 4, "select": False},
         )
     ),
+    ("scale", {}),
     ("test_atoms", {"atoms": 2}),
+    ("test_squash", {}),
 ]
 SITES = {
     "llama linear": ("llama", "layers.{}.self_attn.q_proj"),
@@ -83,15 +86,22 @@ def test_forward_is_the_product_with_weight(name, args, where):
         with torch.no_grad():
             for value in share.stored(binding).values():
                 value.copy_(0.1 * torch.randn(value.shape, generator=gen))
-        tensors = share.tensors(binding)
+        tensors, part = share.tensors(binding), binding.site.part
+        own = linear_weight(module) if binding.rule.kind == "map" else None
+        before = torch.zeros(()) if own is None else own if part is None else own[part.rows()]
+        if own is not None:
+            tensors = {**tensors, "W": before, "y": x @ before.T}
         dense = binding.rule.weight(tensors)
-        assert dense.shape == binding.site.shape and dense.abs().max() > 0
+        assert dense.shape == binding.site.shape and (dense - before).abs().max() > 0
         torch.testing.assert_close(binding.rule.apply(x, tensors), x @ dense.T)
-        whole = share.weight()
-        torch.testing.assert_close(share(x), x @ whole.T)
-        if binding.site.part is not None:
-            rows = binding.site.part.rows()
-            torch.testing.assert_close(whole[rows], dense)
+        whole = share.weight(own)
+        if own is None:
+            torch.testing.assert_close(share(x), x @ whole.T)
+        else:
+            torch.testing.assert_close(module(x), F.linear(x, own + whole, module.bias))
+        if part is not None:
+            rows = part.rows()
+            torch.testing.assert_close(whole[rows], dense - before)
             outside = whole.detach().clone()
             outside[rows] = 0
             assert not outside.any(), "nothing outside the part"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""The peft shell of a rule: one layer class and one store class serve every rule of kind `add`.
+"""The peft shell of a rule: one layer class and one store class serve every rule.
 
 Private tensors are `<site>.hf_share_<tensor>.<adapter>`, shared ones
 `shared_stores.<group>.hf_share_<tensor>.<adapter>`. The store is a tuner layer itself, so peft finds it,
@@ -13,6 +13,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from ..binding import Binding, private_names
 from ..errors import Refused
+from ..modules import own_of
 from ..peft_type import PREFIX
 from ..rules import Rule
 from ..sites import Site
@@ -146,11 +149,26 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         return total
 
     def _product(self, binding: Binding, adapter: str, x: Tensor) -> Tensor:
+        x, formed = self._at(binding, adapter, x)
+        return binding.rule.apply(x, formed, self.training)
+
+    def _at(self, binding: Binding, adapter: str, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """x in the type of the adapter's tensors, and what the rule forms of them where x is."""
         stored = self.stored(binding, adapter)
-        own = next(iter(stored.values()))
+        own = next(iter(stored.values()), x)
         if own.device != x.device:  # a model spread over devices: the store lives with its first user
             stored = {name: value.to(x.device) for name, value in stored.items()}
-        return binding.rule.apply(self._cast_input_dtype(x, own.dtype), binding.formed(stored), self.training)
+        return self._cast_input_dtype(x, own.dtype), binding.formed(stored)
+
+    def _maps(self, adapters: Sequence[str]) -> list[tuple[str, Binding]]:
+        """The maps over the weight here, of one of `adapters`."""
+        found = [(a, b) for a in adapters for b in self.bindings.get(a, ()) if b.rule.kind == "map"]
+        if len({adapter for adapter, _ in found}) > 1:
+            raise Refused(
+                f"adapters {found[0][0]!r} and {found[-1][0]!r} are both functions of the weight of "
+                f"{found[0][1].site.name!r}; activate one of them"
+            )
+        return found
 
     def _owner(self, adapters: Sequence[str]) -> tuple[str, Binding] | None:
         """The one of `adapters` that makes the weight here, with its binding."""
@@ -163,12 +181,20 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         return found[0] if found else None
 
     def _whole(self, x: Tensor, adapters: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
-        """The output before anything is added: the base's, or that of the adapter that makes the weight."""
-        owner = self._owner(adapters)
+        """The output before anything is added: the base's, or that of the adapter that makes the weight or
+        is a function of it.
+        """
+        owner, base = self._owner(adapters), self.get_base_layer()
         if owner is None:
-            return self.base_layer(x, *args, **kwargs)
-        y, bias = self._product(owner[1], owner[0], x), getattr(self.get_base_layer(), "bias", None)
-        return (y if bias is None else y + bias).to(x.dtype)
+            y = self.base_layer(x, *args, **kwargs)
+        else:
+            y, bias = self._product(owner[1], owner[0], x), getattr(base, "bias", None)
+            y = (y if bias is None else y + bias).to(x.dtype)
+        for adapter, binding in self._maps(adapters):
+            own, (at, formed) = own_of(base, x, y), self._at(binding, adapter, x)
+            own = own if owner is None else replace(own, weight=partial(self._dense, *owner))
+            y = own.mapped(y, binding, at, formed, self.training)
+        return y
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
@@ -199,7 +225,7 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         result = result.clone()
         for adapter in dict.fromkeys(adapter_names):
             rows = [i for i, name in enumerate(adapter_names) if name == adapter]
-            if self._owner([adapter]) is not None:
+            if self._owner([adapter]) is not None or self._maps([adapter]):
                 result[rows] = self._whole(x[rows], [adapter])
             delta = self.delta(adapter, x[rows])
             if delta is not None:
@@ -208,20 +234,26 @@ class ShareLayer(nn.Module, ShareTunerLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The dense change of `adapter`, in the layout of the base weight (Conv1D's is transposed)."""
-        added, owner = self._added(adapter), self._owner([adapter])
+        owner = self._owner([adapter])
         if owner is None:
-            return added
-        return added + self._made(owner) - self.get_base_weight()
+            return self._added(adapter, self.get_base_weight() if self._maps([adapter]) else None)
+        made = self._made(owner)
+        return self._added(adapter, made) + made - self.get_base_weight()
 
-    def _added(self, adapter: str) -> Any:
-        deltas = [b.dense(self.tensors(b, adapter)) for b in self.bindings[adapter] if b.rule.kind == "add"]
+    def _added(self, adapter: str, whole: Tensor | None) -> Any:
+        """The dense change of `adapter` to the weight `whole`, which is read if it has maps."""
+        W = None if whole is None else self._in_layout(whole)
+        bindings = [b for b in self.bindings[adapter] if b.rule.kind != "replace"]
+        deltas = [b.dense(self.tensors(b, adapter), W) for b in bindings]
         if not deltas:
             return 0.0
         return self._in_layout(deltas[0] if len(deltas) == 1 else torch.stack(deltas).sum(0))
 
     def _made(self, owner: tuple[str, Binding]) -> Tensor:
-        adapter, binding = owner
-        return self._in_layout(binding.dense(self.tensors(binding, adapter)))
+        return self._in_layout(self._dense(*owner))
+
+    def _dense(self, adapter: str, binding: Binding) -> Tensor:
+        return binding.dense(self.tensors(binding, adapter))
 
     def _in_layout(self, weight: Tensor) -> Tensor:
         return weight.mT if type(self.get_base_layer()).__name__ == "Conv1D" else weight
@@ -235,14 +267,17 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         if not names:
             return
         merged = [*self.merged_adapters, *names]
+        self._require_own_weight()
         self._restore()
         base = self.get_base_weight()
         weight = base.float() if not base.dtype.is_floating_point or base.element_size() < 4 else base.clone()
         owner = self._owner(merged)
         if owner is not None:
             weight = self._made(owner).to(weight.device, weight.dtype)
+        self._maps(merged)
+        whole = weight
         for name in merged:
-            weight = weight + torch.as_tensor(self._added(name)).to(weight.device, weight.dtype)
+            weight = weight + torch.as_tensor(self._added(name, whole)).to(weight.device, weight.dtype)
         weight = weight.to(base.dtype if base.dtype.is_floating_point else torch.float32)
         if safe_merge and not torch.isfinite(weight).all():
             raise ValueError(
@@ -255,6 +290,17 @@ class ShareLayer(nn.Module, ShareTunerLayer):
             base_layer = self.get_base_layer()
             base_layer.weight = nn.Parameter(weight, requires_grad=base_layer.weight.requires_grad)
         self.merged_adapters = merged
+
+    def _require_own_weight(self) -> None:
+        """A map of the compressed base is a function of the base's weight, not of a merged one."""
+        share = self.get_base_layer()._modules.get("share")
+        for binding in getattr(share, "bindings", ()):
+            if binding.rule.kind == "map":
+                raise Refused(
+                    f"merge: rule {binding.rule.name!r} of the base is a function of the weight of "
+                    f"{binding.site.name!r}, and would change what is merged into it. Use "
+                    "hf_share.compressed(model), or materialize the base before adapters are added"
+                )
 
     def unmerge(self) -> None:
         """Put the original weight back: the same tensor, bit for bit, tied as before."""

@@ -2,15 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: a shared model learns from the model it was made of.
 
-    L = (1 - w) CE(labels, student) + w T^2 KL(teacher || student)        averaged over predicted tokens
+    L = (1 - w) CE(labels, student) + w T^2 KL(teacher || student) + b sum over last n layers of MSE(h, h')
 
-with both distributions at temperature T. The teacher is frozen and runs once for each batch. This is forward
-KL, which the recursive-transformers work found best of four; w = 0 is plain training and needs no teacher.
+with both distributions at temperature T, all averaged over predicted tokens; h and h' are the hidden states
+of student and teacher, and the MSE is also averaged over their width. The teacher is frozen and runs once for
+each batch. This is forward KL, which the recursive-transformers work found best of four; w = b = 0 is plain
+training and needs no teacher.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,6 +54,35 @@ def distillation_loss(
     return loss / count
 
 
+def tail_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor, layers: int, count: Any = None
+) -> Tensor:
+    """Sum over the last `layers` hidden states of the mean squared difference, over predicted tokens and
+    width.
+
+    Args:
+        student, teacher: what `output_hidden_states=True` gives, of one width; depths may differ, since
+            layers are counted from the end. The last entry is what the head reads, after the final norm;
+            those before it are what enters each layer.
+        labels, count: as in `distillation_loss`; the state at position t predicts token t + 1.
+    """
+    depth = min(len(student), len(teacher)) - 1
+    if not 1 <= layers <= depth:
+        raise ConfigError(f"tail_layers={layers}; student and teacher have 1 to {depth} layers in common")
+    if student[-1].shape != teacher[-1].shape:
+        raise ConfigError(
+            f"hidden states of the student {tuple(student[-1].shape)} and of the teacher "
+            f"{tuple(teacher[-1].shape)} differ in width; only layers of one width can be compared"
+        )
+    kept = labels[:, 1:] != -100
+    count = kept.sum() if count is None else count
+    total = student[-1].new_zeros((), dtype=torch.float32)
+    for own, theirs in zip(student[-layers:], teacher[-layers:], strict=True):
+        error = own[:, :-1][kept].float() - theirs[:, :-1][kept].float().to(own.device)  # (tokens, width)
+        total = total + error.square().sum() / error.shape[-1]
+    return total / count
+
+
 class DistillTrainer(Trainer):
     """`transformers.Trainer` with a teacher. Without one it trains on cross-entropy alone.
 
@@ -57,19 +90,28 @@ class DistillTrainer(Trainer):
         teacher: a frozen model with the same vocabulary; it is put on the student's device.
         kd_weight: w of the loss, 0 to 1.
         temperature: T of the loss.
+        tail_weight: b of the loss, 0 or more.
+        tail_layers: n of the loss.
     """
 
     def __init__(
         self, *args: Any, teacher: nn.Module | None = None, kd_weight: float = 0.5, temperature: float = 1.0,
-        **kwargs: Any,
+        tail_weight: float = 0.0, tail_layers: int = 1, **kwargs: Any,
     ):  # fmt: skip
         if not 0.0 <= kd_weight <= 1.0 or temperature <= 0.0:
             raise ConfigError(
                 f"kd_weight={kd_weight} must lie in [0, 1] and temperature={temperature} above 0"
             )
+        if not 0.0 <= tail_weight < math.inf or tail_layers < 1:
+            raise ConfigError(
+                f"tail_weight={tail_weight} must be finite and not below 0, tail_layers={tail_layers} above 0"
+            )
+        if tail_weight and teacher is None:
+            raise ConfigError(f"tail_weight={tail_weight} compares hidden states with a teacher's; give one")
         super().__init__(*args, **kwargs)
         self.kd_weight = kd_weight if teacher is not None else 0.0
         self.temperature = temperature
+        self.tail_weight, self.tail_layers = tail_weight, tail_layers
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.model_accepts_loss_kwargs = True  # we average over the tokens of the whole step ourselves
 
@@ -82,14 +124,21 @@ class DistillTrainer(Trainer):
     ) -> Any:
         labels = inputs["labels"]
         features = {k: v for k, v in inputs.items() if k != "labels"}
+        if self.tail_weight:
+            features["output_hidden_states"] = True
         outputs = model(**features)
         teacher = None
         if self.teacher is not None:
             with torch.no_grad():
-                teacher = self.teacher(**features).logits
+                teacher = self.teacher(**features)
+        logits = None if teacher is None else teacher.logits
         loss = distillation_loss(
-            outputs.logits, teacher, labels, self.kd_weight, self.temperature, num_items_in_batch
+            outputs.logits, logits, labels, self.kd_weight, self.temperature, num_items_in_batch
         )
+        if self.tail_weight and teacher is not None:
+            states = (outputs.hidden_states, teacher.hidden_states)
+            tail = tail_loss(*states, labels, self.tail_layers, num_items_in_batch)
+            loss = loss + self.tail_weight * tail
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss

@@ -4,8 +4,9 @@
 
 With train "adapter" the shared weights stay as they are; a ShareLoRA adapter, private for each visit, learns
 what the visits had in their own weights, from text and from the source model (see `distill`), and
-`compressed` puts its rules into the model. With "full" every weight trains and shared ones stay shared, which
-is how recursive models are uptrained. Either way the result is one shared checkpoint.
+`compressed` puts its rules into the model; with `norms` their norms learn too. With "full" every weight
+trains and shared ones stay shared, which is how recursive models are uptrained. Either way the result is one
+shared checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..errors import ConfigError, unknown
 from ..importance import tokenize
 from ..methods.share_lora import ShareLoraConfig
 from ..share import compressed, share
+from ..sites import resolve, stacks
 from ..ties import attached
 from .arguments import training_arguments
 from .distill import DistillTrainer, StopAfter
@@ -45,6 +47,9 @@ class HealConfig(Settings):
     share: str = "A"
     kd_weight: float = 0.5
     temperature: float = 1.0
+    tail_weight: float = 0.0  # of the last layers' hidden states against the teacher's
+    tail_layers: int = 1
+    norms: bool = False  # train the layers' norms too
 
     context: int = 256
     steps: int = 300
@@ -122,6 +127,8 @@ def heal(
         teacher=teacher,
         kd_weight=config.kd_weight,
         temperature=config.temperature,
+        tail_weight=config.tail_weight,
+        tail_layers=config.tail_layers,
         callbacks=[StopAfter(config.minutes)] if config.minutes else None,
     )
     trainer.train()
@@ -138,7 +145,19 @@ def _adapted(model: PreTrainedModel, config: HealConfig) -> nn.Module:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapter)
+    student = get_peft_model(model, adapter)
+    if config.norms:
+        train_norms(model)
+    return student
+
+
+def train_norms(model: nn.Module) -> None:
+    """Let the norms of every layer learn. They are the base's, so `compressed` keeps what they learnt."""
+    for stack in stacks(model).values():
+        for layer in stack.layers:
+            for role in stack.norms:
+                for parameter in resolve(layer, role).parameters():
+                    parameter.requires_grad_(True)
 
 
 def _whole(model: PreTrainedModel) -> PreTrainedModel:
