@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import hf_share
 from hf_share import cli
+from hf_share.train.pretrain import train_tokenizer
 
 
 @pytest.fixture
@@ -48,6 +49,21 @@ def test_share_takes_a_plan(folder):
     assert hf_share.SharePlan.from_dict(shared["plan"]).source() == plan
 
 
+def test_share_ranks_by_gates_and_relaxes(folder):
+    zoo.build("llama", vocab_size=300).save_pretrained(folder / "dense")
+    corpus = ["def main():\n    return 0\n"] * 20
+    train_tokenizer(corpus, vocab_size=290, context=64).save_pretrained(folder / "dense")
+    text = folder / "text.txt"
+    text.write_text("def main():\n    return 0\n" * 300)
+    options = ("--removal-rate", "0.25", "--importance", "gate", "--group-size", "2", "--relax", "scale")
+    shared = json.loads(
+        run("share", folder / "dense", "-o", folder / "small", *options, "--text", text, "--json")
+    )
+    step = shared["plan"]["steps"][0]["origin"]
+    assert step["scored_by"] == "gate" and len(step["scores"]) == 4 and len(step["order"]) == 3
+    assert [s["rule"] for s in shared["plan"]["steps"][1:]] == ["scale"] * 7
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -55,6 +71,7 @@ def test_share_takes_a_plan(folder):
         (["share", "dense", "-o", "new", "--remove", "9"], "layers 0 to 3"),
         (["share", "dense", "-o", "new", "--remove", "a"], "not a list of layers"),
         (["share", "dense", "-o", "new", "--group-size", "2", "--parent", "men"], "did you mean 'mean'"),
+        (["share", "dense", "-o", "new", "--importance", "gates"], "did you mean 'gate'"),
         (["share", "nowhere/at-all", "-o", "new"], "nowhere"),
     ],
 )

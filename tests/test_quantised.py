@@ -203,3 +203,38 @@ def test_quantised_layers_have_no_mean(inner, tmp_path):
     with pytest.raises(hf_share.Refused, match="is quantised"):
         hf_share.share(model, hf_share.FoldConfig(group_size=2, parent="mean"))
     assert torch.equal(logits(model), before)
+
+
+@inner_kinds
+def test_scales_over_a_quantised_base(inner, tmp_path):
+    """The product comes from the quantised module itself; a factor of one changes no bit."""
+    dense = hf_share.share(build("llama"), hf_share.FoldConfig(group_size=2, relax="scale"))
+    with torch.no_grad():
+        for name, value in dense.named_parameters():
+            if ".share." in name:
+                value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+    dense.save_pretrained(tmp_path / "scaled")
+    model = load(tmp_path / "scaled", inner)
+    assert all(map(is_quantised, linears(model).values()))
+    with torch.no_grad():
+        module = linears(model)["1.mlp.up_proj"]
+        x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(2))
+        own = module.forward(x)  # without hooks
+        scaled = (module.share.s * own).to(own.dtype)
+        assert torch.equal(module(x), scaled) and not torch.equal(scaled, own)
+        for name, value in model.named_parameters():
+            if ".share." in name:
+                value.fill_(1.0)
+    hf_share.share(build("llama"), hf_share.FoldConfig(group_size=2)).save_pretrained(tmp_path / "tied")
+    assert torch.equal(logits(model), logits(load(tmp_path / "tied", inner)))
+
+    plan = hf_share.SharePlan(
+        (hf_share.Generate(rule="scale", sites=("layers.0.self_attn.q_proj",), group="s"),)
+    )
+    adapted = get_peft_model(quantised_base(inner, tmp_path / "base"), hf_share.ShareConfig(plan=plan))
+    with adapted.disable_adapter():
+        start = logits(adapted)
+    assert torch.equal(logits(adapted), start)
+    step(adapted)
+    (s,) = (p for p in adapted.parameters() if p.requires_grad)
+    assert s.grad.abs().max() > 0 and not torch.equal(s, torch.ones_like(s))
