@@ -7,8 +7,10 @@ Importing it registers it with peft and transformers.
 
 from .config import ShareConfig
 from .describe import describe
+from .drift import kl_drift
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
+from .formed import form_weights
 from .hub.lora import to_lora
 from .hub.record import inner_config
 from .hub.register import register
@@ -16,9 +18,11 @@ from .importance import block_influence, tokenize
 from .materialize import materialize
 from .methods import discover
 from .methods.fold import FoldConfig
+from .methods.masa import MasaConfig
 from .methods.mos import MosConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
+from .settle import settle
 from .share import compressed, share
 from .steps import Arrange, Generate, Insert
 
@@ -35,6 +39,7 @@ __all__ = [
     "FoldConfig",
     "Generate",
     "Insert",
+    "MasaConfig",
     "MosConfig",
     "PlanError",
     "Refused",
@@ -49,8 +54,11 @@ __all__ = [
     "chosen",
     "compressed",
     "describe",
+    "form_weights",
     "inner_config",
+    "kl_drift",
     "materialize",
+    "settle",
     "share",
     "to_lora",
     "tokenize",

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from .errors import PlanError
-from .modules import Share, SharedLinear
+from .modules import Share
 from .plan import SharePlan
 from .sites import STORES, backbone, resolve, stacks, tensors
 from .steps import Arrange, Generate
@@ -151,8 +151,8 @@ def _generated(model: nn.Module, step: Generate) -> Group:
         binding = next(b for b in share.bindings if b.group == step.group and b.site.name == name)
         own = sum(getattr(share, a).numel() for a in binding.names.values())
         private += own
-        dense = module.in_features * module.out_features if isinstance(module, SharedLinear) else own + once
-        used += dense
+        replaces = binding.rule.kind == "replace"
+        used += module.in_features * module.out_features if replaces else own + once  # type: ignore[operator]
     return Group(name=step.group, places=step.sites, stored=once + private, used=used)
 
 

@@ -48,7 +48,7 @@ def block_influence(model: nn.Module, calibration: Sequence[Any], stack: str | N
 
     handles = [layer.register_forward_hook(record(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in tqdm(batches(model, calibration), desc="block influence", unit="batch", leave=False):
                 model(**batch)
     finally:
@@ -85,7 +85,7 @@ def second_moments(model: nn.Module, calibration: Any, modules: Sequence[str]) -
 
     handles = [resolve(base, name).register_forward_pre_hook(record(name)) for name in modules]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in tqdm(batches(model, calibration), desc="second moments", unit="batch", leave=False):
                 now.clear()
                 model(**batch)
@@ -162,7 +162,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str] | str, length: int = 256, batc
 
 
 @contextmanager
-def _evaluating(model: nn.Module):
+def evaluating(model: nn.Module):
     training = model.training
     model.eval()
     try:
