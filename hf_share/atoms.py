@@ -100,9 +100,9 @@ class Atoms(Rule):
         if self.coef == "direct":
             return t["c"].float()
         t = {name: value.float() for name, value in t.items() if name != "D"}
-        x = F.silu(F.linear(t["e"], t["M1"], t["m1"]))
-        x = F.silu(F.linear(x, t["M2"], t["m2"]))
-        return F.linear(x, t["M3"], t["m3"])
+        x = F.silu(_affine(t["e"], t["M1"], t["m1"]))
+        x = F.silu(_affine(x, t["M2"], t["m2"]))
+        return _affine(x, t["M3"], t["m3"])
 
     def weight(self, t: Mapping[str, Tensor]) -> Tensor:
         return t["W"]
@@ -146,3 +146,8 @@ def _in_fp32(device: str):
     """Sums of atoms are taken in fp32 also where a training run computes in bf16."""
     known = torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if known else nullcontext()
+
+
+def _affine(x: Tensor, M: Tensor, m: Tensor) -> Tensor:
+    # not F.linear: how it sums the product with one vector depends on where in memory a file was put
+    return (M * x).sum(-1) + m
