@@ -27,7 +27,7 @@ from torch import Tensor
 from .errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Option:
     """One number of atoms for a unit: `fixed` stored numbers whatever the ranks, `cost` for one rank of one
     site, the squared singular values of each site's residual, largest first, and the ranks that may be

@@ -156,9 +156,7 @@ def plan_survives_json(case: Case) -> None:
 
 
 def starts_as_declared(case: Case) -> None:
-    """An adapter changes nothing; an arranged model computes what a stock model put together by hand does;
-    a rule that makes weights starts as its row declares.
-    """
+    """As the dense model, or the arranged stock model put together by hand; or as the row declares."""
     if case.row.start is None:
         assert torch.equal(case.start, case.logits(case.dense if case.plan.arranges else case.source))
     else:
