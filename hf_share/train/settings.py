@@ -26,8 +26,8 @@ S = TypeVar("S", bound="Settings")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of the settings of all recipes. Fields are bool, int, float or str; ints are at least 1 unless
-    named.
+    """Base of the settings of all recipes. Fields are bool, int, float, str or dict (on a command line: YAML
+    text); ints are at least 1 unless named.
     """
 
     MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ("seed",)
@@ -95,6 +95,8 @@ def cast(name: str, value: Any, kind: type) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
+    if isinstance(value, str) and kind is dict:
+        return cast(name, _mapping(name, value), kind)
     if isinstance(value, str):
         try:
             return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
@@ -103,5 +105,17 @@ def cast(name: str, value: Any, kind: type) -> Any:
     raise ConfigError(f"{name}={value!r} is not of type {kind.__name__}")
 
 
+def _mapping(name: str, text: str) -> dict:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}={text!r} is not of type dict; {{key: value}} fits")
+    return found
+
+
 def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
     return "(required)" if field.default is dataclasses.MISSING else repr(field.default)
