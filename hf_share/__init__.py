@@ -7,8 +7,10 @@ Importing it registers it with peft and transformers.
 
 from .config import ShareConfig
 from .describe import describe
+from .drift import kl_drift
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
+from .formed import form_weights
 from .gates import layer_gates
 from .hub.lora import to_lora
 from .hub.record import inner_config
@@ -17,10 +19,12 @@ from .importance import block_influence, rank_correlation, tokenize
 from .materialize import materialize
 from .methods import discover
 from .methods.fold import FoldConfig
+from .methods.masa import MasaConfig
 from .methods.mos import MosConfig
 from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
+from .settle import settle
 from .share import compressed, share
 from .steps import Arrange, Generate, Insert
 
@@ -37,6 +41,7 @@ __all__ = [
     "FoldConfig",
     "Generate",
     "Insert",
+    "MasaConfig",
     "MosConfig",
     "PlanError",
     "RecursiveConfig",
@@ -52,10 +57,13 @@ __all__ = [
     "chosen",
     "compressed",
     "describe",
+    "form_weights",
     "inner_config",
+    "kl_drift",
     "layer_gates",
     "materialize",
     "rank_correlation",
+    "settle",
     "share",
     "to_lora",
     "tokenize",

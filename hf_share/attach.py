@@ -241,7 +241,7 @@ def _share_of(base: nn.Module, site: Site, module: nn.Module, rule: Rule) -> Sha
         return share
     if rule.kind == "replace":
         bias = getattr(module, "bias", None)
-        new = SharedLinear(site.in_features, site.out_features, bias, site.kind == "conv1d")
+        new = SharedLinear(site.in_features, site.out_features, bias, type(module))
         new.train(module.training)
         path, _, leaf = site.module.rpartition(".")
         setattr(resolve(base, path), leaf, new)

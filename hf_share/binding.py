@@ -10,7 +10,7 @@ another one or has been written to.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class Binding:
     names: dict[str, str] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     keep: bool = False
-    _kept: tuple[list[Any], Rule, Mapping[str, Tensor]] | None = field(default=None, repr=False)
+    _kept: Kept | None = field(default=None, repr=False)
 
     def place(self, y: Tensor) -> Tensor:
         """Output (..., site's out) -> output of the whole fused weight."""
@@ -57,13 +57,12 @@ class Binding:
 
     def formed(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """What the rule's `weight` and `apply` take, from the stored tensors by the rule's names."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self.keep:
+        if not self.keep or trains_or_compiles():
             self._kept = None if torch.is_grad_enabled() else self._kept
             return self._form(stored)
-        if self._kept is None or self._kept[1] is not self.rule or not _same(self._kept[0], stored):
-            seen = [(weakref.ref(t), t._version) for t in stored.values()]
-            self._kept = (seen, self.rule, self._form(stored))
-        return self._kept[2]
+        if self._kept is None or not self._kept.holds([self.rule], stored.values()):
+            self._kept = Kept([self.rule], stored.values(), self._form(stored))
+        return self._kept.value
 
     def _form(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
         if self.constants:
@@ -77,11 +76,26 @@ class Binding:
         return {**self.__dict__, "_kept": None}  # copies and pickles form their own
 
 
-def _same(seen: list[Any], stored: dict[str, Tensor]) -> bool:
-    return all(
-        ref() is t and version == t._version
-        for (ref, version), t in zip(seen, stored.values(), strict=True)
-    )
+class Kept:
+    """Something formed of stored tensors by some rules, and whether it still is what they would form."""
+
+    def __init__(self, rules: Sequence[Rule], stored: Iterable[Tensor], value: Any):
+        self.rules, self.value = list(rules), value
+        self.seen = [(weakref.ref(t), t._version) for t in stored]
+
+    def holds(self, rules: Sequence[Rule], stored: Iterable[Tensor]) -> bool:
+        """False once a rule or a tensor is another one, or a tensor has been written to."""
+        now = list(stored)
+        return (
+            len(now) == len(self.seen)
+            and all(a is b for a, b in zip(self.rules, rules, strict=True))
+            and all(ref() is t and v == t._version for (ref, v), t in zip(self.seen, now, strict=True))
+        )
+
+
+def trains_or_compiles() -> bool:
+    """True where what is formed must become a part of the graph, so that nothing is kept."""
+    return torch.compiler.is_compiling() or torch.is_grad_enabled()
 
 
 def private_names(rule: Rule, site: Site, taken: Iterable[str]) -> dict[str, str]:

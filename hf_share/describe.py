@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from .errors import PlanError
-from .modules import Share, SharedLinear
+from .modules import Share
 from .plan import SharePlan
 from .sites import STORES, backbone, resolve, stacks, tensors
 from .steps import Arrange, Generate
@@ -151,7 +151,7 @@ def _generated(model: nn.Module, step: Generate) -> Group:
         binding = next(b for b in share.bindings if b.group == step.group and b.site.name == name)
         own = sum(getattr(share, a).numel() for a in binding.names.values())
         private += own
-        makes = isinstance(module, SharedLinear) and binding.rule.kind == "replace"
+        makes = binding.rule.kind == "replace"
         dense = binding.site.in_features * binding.site.out_features if makes else own + once
         used += dense
     return Group(name=step.group, places=step.sites, stored=once + private, used=used)

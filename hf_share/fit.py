@@ -9,7 +9,7 @@ peak is the source model, the shared one, and one group's weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from . import arrange as _arrange
 from . import visits
 from .attach import attach, check, step_sites
-from .errors import ConfigError, Refused
+from .dense import dense
+from .errors import ConfigError
 from .importance import second_moments
 from .modules import Share, SharedLinear, linear_weight
 from .plan import SharePlan
@@ -31,9 +32,7 @@ Source = Mapping[str, Tensor]
 Values = dict[str, dict[str, Tensor]]
 
 
-def build(
-    model: nn.Module, plan: SharePlan, seed: int | None = None, calibration: Any = None
-) -> nn.Module:
+def build(model: nn.Module, plan: SharePlan, seed: int | None = None, calibration: Any = None) -> nn.Module:
     """Attach every step of a source-form plan to `model` and set its values from the model's own weights, in
     place.
 
@@ -56,13 +55,15 @@ def build(
 
 class Whole:
     """What is kept of the source model until its plan is built: references to the dense weights that a rule
-    fits to, by the site that will stand for each, and second moments of inputs.
+    fits to, by the site that will stand for each, and second moments of inputs. `made` forms the weights that
+    an adapter's earlier steps make beside the base's, by module.
     """
 
     def __init__(self, model: nn.Module, plan: SharePlan, calibration: Any = None):
         rules = {step: make_rule(step.rule, step.args) for step in plan.generates}
         self.weights: dict[str, Tensor] = {}
         self.moments: dict[str, Tensor] = {}
+        self.made: dict[str, Callable[[], Tensor]] = {}
         wanted = [n for step, rule in rules.items() if rule.reads == "residual" for n in step.sites]
         measured = [n for step, rule in rules.items() if rule.calibrated for n in step.sites]
         if not wanted and not measured:
@@ -90,23 +91,6 @@ def _require_text(rules: Mapping[Generate, Rule], calibration: Any) -> None:
             )
 
 
-def dense(base: nn.Module, site: Site) -> Tensor:
-    """The dense weight (out, in) of a site; a view where the module has one."""
-    module = resolve(base, site.module)
-    weight = linear_weight(module)
-    if not weight.dtype.is_floating_point or tuple(weight.shape) != _whole_shape(site, weight):
-        raise Refused(
-            f"site {site.name!r}: its weight is quantised ({type(module).__name__}), and values are fitted "
-            "to dense weights. Share the dense model first, then quantise what you load"
-        )
-    return weight if site.part is None else weight[site.part.rows()]
-
-
-def _whole_shape(site: Site, weight: Tensor) -> tuple[int, int]:
-    rows = site.out_features if site.part is None else weight.shape[0]
-    return (rows, site.in_features)
-
-
 def capture(model: nn.Module, step: Step) -> dict[str, Tensor]:
     """References to the weights `fit` will read and the step takes away: tensors of a stack's layers, or
     dense weights a rule replaces.
@@ -125,19 +109,28 @@ def capture(model: nn.Module, step: Step) -> dict[str, Tensor]:
 class Residual(Mapping):
     """What the present weights lack of the source model's, one site at a time: (out, in), in fp32."""
 
-    def __init__(self, base: nn.Module, found: Sequence[Site], weights: Source, group: str):
-        self.base, self.sites, self.weights = base, {s.name: s for s in found}, weights
+    def __init__(self, base: nn.Module, found: Sequence[Site], whole: Whole, group: str):
+        self.base, self.sites, self.whole = base, {s.name: s for s in found}, whole
         self.group = group  # whose values are to be found
 
     def __getitem__(self, name: str) -> Tensor:
-        site = self.sites[name]
+        return self.whole.weights[name].float() - self._present(self.sites[name])
+
+    def _present(self, site: Site) -> Tensor:
+        """The weight without the deltas that are to be found."""
         module = resolve(self.base, site.module)
-        now, share = dense(self.base, site).float(), module._modules.get("share")
-        if isinstance(share, Share) and not isinstance(module, SharedLinear):
-            for binding in (b for b in share.bindings if b.group != self.group):
-                delta = binding.dense(share.tensors(binding), linear_weight(module)).float()
-                now = now + (delta if site.part is None else delta[site.part.rows()])
-        return self.weights[name].float() - now
+        rows = slice(None) if site.part is None else site.part.rows()
+        if site.module in self.whole.made:
+            return self.whole.made[site.module]().float()[rows]
+        share = module._modules.get("share")
+        bindings = share.bindings if isinstance(share, Share) else []
+        own = next((b for b in bindings if b.group == self.group), None)
+        if isinstance(module, SharedLinear):
+            return share.weight(until=own).float()[rows]  # type: ignore[union-attr]
+        now = dense(self.base, site).float()
+        if not bindings or bindings[0] is own:
+            return now
+        return now + share.weight(linear_weight(module), until=own).float()[rows]  # type: ignore[union-attr]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sites)
@@ -155,7 +148,7 @@ def starting_values(
     if not rule.reads:
         return {}
     if rule.reads == "residual":
-        source = Residual(base, found, whole.weights, step.group)
+        source = Residual(base, found, whole, step.group)
     if any(p.is_meta for p in base.parameters()):
         return {}
     return rule.fit(source, found, whole.moments)

@@ -130,13 +130,17 @@ def _replace_shared_linears(base: nn.Module) -> None:
 
 
 def _plain_linear(module: SharedLinear) -> nn.Module:
+    conv1d = module.stood is Conv1D
+    # a subclass that is built as Linear is (Falcon's); a quantiser's is not, and its numbers are dense now
+    own = issubclass(module.stood, nn.Linear) and module.stood.__init__ is nn.Linear.__init__
+    kind = module.stood if own else nn.Linear
     with torch.device("meta"):
-        if module.conv1d:
+        if conv1d:
             plain: nn.Module = Conv1D(module.out_features, module.in_features)
         else:
-            plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            plain = kind(module.in_features, module.out_features, bias=module.bias is not None)
     weight = module.weight.detach()
-    plain.weight = nn.Parameter(weight.mT.contiguous() if module.conv1d else weight.clone())
+    plain.weight = nn.Parameter(weight.mT.contiguous() if conv1d else weight.clone())
     if module.bias is not None:
         plain.bias = module.bias
     return plain.train(module.training)

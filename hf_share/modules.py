@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .binding import Binding, private_names
+from .binding import Binding, Kept, private_names, trains_or_compiles
 from .errors import Refused
 from .rules import Rule
 from .sites import Site
@@ -42,11 +43,16 @@ class Store(nn.Module):
 
 
 class Share(nn.Module):
-    """Child of a module whose weight rules make: private tensors, and the bindings that use them."""
+    """Child of a module whose weight rules make: private tensors, and the bindings that use them.
+
+    With `keep` the sum of all dense weights is kept while nothing trains, and multiplied with.
+    """
 
     def __init__(self):
         super().__init__()
         self.bindings: list[Binding] = []
+        self.keep = False
+        self._kept: Kept | None = None
 
     def bind(
         self,
@@ -80,6 +86,9 @@ class Share(nn.Module):
         """The output for x (..., in) with what every binding adds or changes; y is the output of the
         module's `own` weight, where it has one.
         """
+        if self.keep and y is None and not self.training and not trains_or_compiles():
+            return F.linear(x, self._whole())
+        self._kept = None if torch.is_grad_enabled() else self._kept
         for binding in self.bindings:
             tensors = self.tensors(binding)
             if binding.rule.kind == "map":
@@ -91,6 +100,16 @@ class Share(nn.Module):
             y = part if y is None else y + part
         assert y is not None, "a share has at least one binding"
         return y
+
+    def _whole(self) -> Tensor:
+        rules = [b.rule for b in self.bindings]
+        stored = [t for b in self.bindings for t in self.stored(b).values()]
+        if self._kept is None or not self._kept.holds(rules, stored):
+            self._kept = Kept(rules, stored, self.weight())
+        return self._kept.value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}  # copies and pickles form their own
 
     @property
     def has_maps(self) -> bool:
@@ -123,15 +142,21 @@ def add_share(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
 
 class SharedLinear(nn.Module):
     """Stands for a linear layer whose weight a `replace` rule makes. Has a bias of its own, and no weight
-    tensor. `conv1d` is True where a transposed `Conv1D` stood, for the way back.
+    tensor. `stood` is the class that stood there, for the way back.
     """
 
     share_kind = "linear"
 
-    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, conv1d: bool = False):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: nn.Parameter | None,
+        stood: type[nn.Module] = nn.Linear,
+    ):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.conv1d = conv1d
+        self.stood = stood
         self.register_parameter("bias", bias)
         self.share = Share()
 

@@ -118,6 +118,18 @@ class Rule(ABC):
         """Nested settings that `choose` may switch in place: name -> values, smallest first."""
         return {}
 
+    def settled(self, t: Mapping[str, Tensor]) -> tuple[Rule, dict[str, Tensor]] | None:
+        """For a rule with parts that only help it train: the simpler rule that makes the same weights, and
+        its tensors for one site, from those stored now. None if there is nothing to leave out.
+        """
+        return None
+
+    def args(self) -> dict[str, Any]:
+        """The arguments that are not at their default, as a `Generate` step keeps them."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        defaults = {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in given.items() if value != defaults[name]}
+
 
 def rule(cls: type[Rule]) -> type[Rule]:
     """Register a rule class under its `name`."""

@@ -16,7 +16,7 @@ import transformers as tf
 from torch import nn
 
 import hf_share
-from hf_share import FoldConfig, MosConfig, RecursiveConfig, ShareLoraConfig, SharePlan
+from hf_share import FoldConfig, MasaConfig, MosConfig, RecursiveConfig, ShareLoraConfig, SharePlan
 
 
 LLAMA_3 = {
@@ -36,6 +36,7 @@ TINY = {
     "num_attention_heads": 32, "num_key_value_heads": 4,
 }  # fmt: skip
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+MASA_L = {"hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 24, "num_attention_heads": 24}
 ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 
 SHAPES = {
@@ -46,6 +47,7 @@ SHAPES = {
     "TinyLlama-1.1B": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**TINY)),
     "RoBERTa-base": lambda: tf.RobertaModel(tf.RobertaConfig(**ROBERTA)),
     "RoBERTa-large": lambda: tf.RobertaModel(tf.RobertaConfig(**ROBERTA, **LARGE)),
+    "MASA L": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**MASA_L)),
     "GPT-2 medium": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=1024, n_layer=24, n_head=16)),
 }
 TOTAL = {"LLaMA-2-7B": 6_738_415_616, "Gemma-2B": 2_506_172_416, "TinyLlama-1.1B": 1_100_048_384}
@@ -215,3 +217,15 @@ def test_recursive_through_peft():
     model = peft.get_peft_model(meta("Gemma-2B"), RecursiveConfig(lora_rank=512))
     trained = model.get_nb_trainable_parameters()[0]
     assert round((trained + inner(source("Gemma-2B")) // 2) / 1e9, 3) == 1.597
+@pytest.mark.parametrize(
+    "projections, count",
+    [("qkvo", 75_498_240), ("qkv", 113_246_784)],  # 4 x 8 d^2 + 768, and 3 x 8 d^2 + 24 d^2 + 576
+)
+def test_masa(projections, count):
+    model = meta("MASA L")
+    attention = [p.numel() for n, p in model.named_parameters() if "self_attn" in n]
+    assert sum(attention) == 226_492_416
+    before = unique(model)
+    hf_share.share(model, MasaConfig(projections=projections))  # a third of 24 layers: 8 atoms
+    assert unique(model) - (before - sum(attention)) == count
+    assert all(p.is_meta for p in model.parameters())

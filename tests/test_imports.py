@@ -18,14 +18,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 LAYERS = (
     "errors plain steps plan linalg",
     "fused sites peft_type",
-    "rules rebuild targets config",
-    "binding shelter adapter scale",
-    "modules",
-    "ties visits depths",
+    "rules rebuild targets config attention",
+    "binding shelter adapter scale atoms factors",
+    "modules allocate",
+    "ties visits depths dense",
     "arrange",
     "attach",
     "importance gates",
-    "fit materialize describe plots elastic",
+    "fit materialize describe plots elastic drift",
+    "formed settle",
     "methods",
     "hub share train search eval",
     "compare",
@@ -34,8 +35,8 @@ LAYERS = (
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
-    "errors plain steps plan linalg fused sites rules scale config targets adapter importance gates "
-    "methods".split()
+    "errors plain steps plan linalg fused sites rules scale config targets adapter importance gates methods "
+    "attention atoms factors dense drift allocate".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {

@@ -17,7 +17,7 @@ import pytest
 import torch
 from helpers import pointers
 from helpers import stored as stored_in
-from promises import Case, Row, cells, compiles
+from promises import Case, Row, cells, compiles, fitted
 from torch import nn
 from zoo import MODELS
 
@@ -25,6 +25,7 @@ import hf_share
 from hf_share import (
     Arrange,
     FoldConfig,
+    MasaConfig,
     MosConfig,
     RecursiveConfig,
     ShareConfig,
@@ -118,6 +119,64 @@ def cycle(private: bool):
 
 def mos(**args):
     return lambda model: MosConfig(**{"r": 4, "lora_alpha": 4, "target_modules": "all-linear", **args})
+
+
+def masa(**args):
+    return lambda model: MasaConfig(**args)
+
+
+def attention(model: nn.Module, letters: str = "qkvo") -> dict[str, tuple[int, int, int]]:
+    """Path with the depth left out -> (layers, out, in) of the attention projections, by their names."""
+    names = {
+        "q": r"(q_proj|query|SelfAttention\.q|EncDecAttention\.q)",
+        "k": r"(k_proj|key|SelfAttention\.k|EncDecAttention\.k)",
+        "v": r"(v_proj|value|SelfAttention\.v|EncDecAttention\.v)",
+        "o": r"(o_proj|self_attn\.out_proj|encoder_attn\.out_proj|attn\.c_proj|attention\.output\.dense"
+        r"|attention\.dense|self_attention\.dense|SelfAttention\.o|EncDecAttention\.o)",
+    }
+    fused = r"(qkv_proj|c_attn|query_key_value)"
+    asked = "|".join([*(names[letter] for letter in letters), fused])
+    return {
+        role: (4, *shape) for role, shape in types(model).items() if re.search(rf"(\.|^)({asked})$", role)
+    }
+
+
+def atoms(S: int, letters: str = "qkvo", rank: int = 0, mlp: bool = False, visits: int = 4):
+    """S d h + L S for each type, L r (d + h) with it, and the net of the coefficients with its embeddings."""
+
+    def count(model: nn.Module) -> int:
+        total = 0
+        for _, rows, columns in attention(model, letters).values():
+            total += S * rows * columns + visits * rank * (rows + columns)
+            total += 2 * (64 * 64 + 64) + 64 * S + S + visits * 64 if mlp else visits * S
+        return total
+
+    return count
+
+
+def made(count, letters: str = "qkvo"):
+    """The model without its attention weights, and what they are made of."""
+
+    def total(model: nn.Module) -> int:
+        gone = sum(n * rows * columns for n, rows, columns in attention(model, letters).values())
+        return size(model) - gone + count(model)
+
+    return total
+
+
+def folded(model: nn.Module) -> int:
+    """Four visits of two layers' weights, and atoms instead of those of attention."""
+    gone = sum(2 * rows * columns for _, rows, columns in attention(model).values())
+    return stored(PAIRS)(model) - gone + atoms(2)(model)
+
+
+def as_dense(case: Case) -> torch.Tensor:
+    """Enough atoms, or enough rank: the start is the (arranged) dense model's, to rounding."""
+    return case.logits(case.dense if case.plan.arranges else case.source)
+
+
+def unsaid(case: Case) -> None:
+    """Fewer atoms than layers: what they lack is measured in test_masa.py."""
 
 
 def pools(e: int = 2, layers: int = 4):
@@ -242,6 +301,19 @@ ROWS = {
         fold_then(mos(private_rank=0), group_size=2),
         lambda model: stored(PAIRS)(model) + pools()(model),
     ),
+    "MASA QKVO": Row(masa(num_atoms=2), made(atoms(2)), start=unsaid),
+    "MASA QKV, residual": Row(
+        masa(projections="qkv", residual_rank=2), made(atoms(1, "qkv", rank=2), "qkv"), start=unsaid
+    ),
+    "MASA, as many atoms as layers": Row(masa(num_atoms=4), made(atoms(4)), start=as_dense),
+    "MASA, mlp": Row(masa(num_atoms=2, coef_param="mlp"), made(atoms(2, mlp=True)), start=unsaid),
+    "MASA QKVO, residual, adapter": Row(
+        masa(num_atoms=2, residual_rank=2), atoms(2, rank=2), adapter=True, start=unsaid
+    ),
+    "Fold + MASA": Row(fold_then(masa(num_atoms=2), group_size=2), folded, start=as_dense),
+    "Fold + MASA, adapter": Row(
+        fold_then(masa(num_atoms=2), group_size=2), atoms(2), adapter=True, start=as_dense
+    ),
     "Fold, remove": Row(fold(remove=[1]), stored([[0], [2], [3]])),
     "Fold, groups of 2": Row(fold(group_size=2), stored(PAIRS)),
     "Fold, mean": Row(fold(group_size=2, parent="mean"), stored(PAIRS)),
@@ -285,10 +357,10 @@ ROWS = {
     "Recursive, relaxed": Row(
         recursive(lora_rank=RANK, share_norms=True),
         lambda model: stored([[0], [1]], norms=2)(model) + loops()(model),
-        fitted=True,
+        start=fitted,
     ),
     "Recursive, relaxed, adapter": Row(
-        recursive(lora_rank=RANK, init="stepwise"), loops(), adapter=True, fitted=True
+        recursive(lora_rank=RANK, init="stepwise"), loops(), adapter=True, start=fitted
     ),
     "Recursive, relaxed, from zero": Row(
         recursive(lora_rank=RANK, order="middle-cycle", lora_init="zero"),
@@ -298,7 +370,7 @@ ROWS = {
         recursive_then(mos(), lora_rank=RANK),
         lambda model: loops()(model) + pools()(model),
         adapter=True,
-        fitted=True,
+        start=fitted,
     ),
     "Arrange, a cycle": Row(cycle(private=False), stored([[0], [1], [2], [3]])),
     "Arrange, a cycle with own norms": Row(
@@ -313,6 +385,8 @@ FUSED = ("phi3", "gpt2", "neox", "falcon")
 for arch in (a for a in MODELS if a not in FUSED):
     for row in ("ShareLoRA on parts, adapter", "ShareLoRA AB on parts"):
         REFUSED[row, arch] = "'q_proj:q'"
+for row in (name for name in ROWS if "MASA" in name):
+    REFUSED[row, "mamba"] = "MambaForCausalLM has no attention with projections q, k and v in 'layers'"
 
 
 @pytest.mark.parametrize("arch", MODELS)

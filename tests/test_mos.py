@@ -167,12 +167,12 @@ def test_factors_are_kept_while_nothing_trains_and_follow_the_pools():
     binding = layer.bindings["default"][0]
     inputs = zoo.inputs(model.get_base_model())
     before = zoo.logits(model, **inputs)
-    kept = binding._kept[2]["A"]
-    assert torch.equal(zoo.logits(model, **inputs), before) and binding._kept[2]["A"] is kept
+    kept = binding._kept.value["A"]
+    assert torch.equal(zoo.logits(model, **inputs), before) and binding._kept.value["A"] is kept
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "hf_share_A" in n).mul_(2.0)
     after = zoo.logits(model, **inputs)
-    assert binding._kept[2]["A"] is not kept and not torch.equal(after, before)
+    assert binding._kept.value["A"] is not kept and not torch.equal(after, before)
     other = copy.deepcopy(model)
     assert next(m for m in other.modules() if isinstance(m, ShareLayer)).bindings["default"][0]._kept is None
     model.train()(**inputs).logits.sum().backward()

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from hf_share.train.pretrain import MuonAdamW, PretrainConfig, pretrain
+import hf_share
+from hf_share.eval.perplexity import perplexity
+from hf_share.train.optim import MuonAdamW
+from hf_share.train.pretrain import PretrainConfig, model_config, pretrain
 from hf_share.train.settings import parse_overrides
+from hf_share.train.text import load_text, windows
 
 
 pytestmark = pytest.mark.xdist_group("pretrain")  # one trained model for all
@@ -75,6 +79,54 @@ def test_a_resumed_run_equals_an_unbroken_one(trained, tmp_path: Path) -> None:
     assert pretrain(resumed) == measured
 
 
+MASA = {"method": "masa", "num_atoms": 1, "coef_param": "mlp"}
+TIED = {"steps": [{"step": "arrange", "stack": "layers", "order": [0, 0], "roles": ["self_attn"]}]}
+LOW_RANK = {"method": "masa", "num_atoms": 0, "residual_rank": 4, "init": "random"}
+SHARES = {
+    "masa": MASA,
+    "tied": {"plan": {"version": 1, "form": "source", **TIED}},
+    "low rank": LOW_RANK,
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_a_shared_model_trains_from_scratch_and_reloads_exactly(config, name, tmp_path: Path) -> None:
+    usual = {"optimizer": "adamw", "schedule": "cosine"} if name == "masa" else {}
+    shared = dataclasses.replace(config, share=SHARES[name], output=str(tmp_path / "one"), **usual)
+    measured = pretrain(shared)
+    assert measured.nll < 5.0 and measured.step_seconds > 0
+    model = AutoModelForCausalLM.from_pretrained(shared.output)
+    assert measured.parameters == sum(p.numel() for p in model.parameters())
+    names = {n.rpartition(".")[2] for n, _ in model.named_parameters()}
+    assert not names & {"e", "M1", "m3"}, "the net of the coefficients is left out"
+    text = load_text(config.text)
+    heldout = windows(AutoTokenizer.from_pretrained(shared.output), text.heldout, config.context)
+    assert perplexity(model, heldout).nll == measured.nll
+    source = Path(shared.output) / "checkpoints" / "checkpoint-6"
+    (tmp_path / "two" / "checkpoints").mkdir(parents=True)
+    source.rename(tmp_path / "two" / "checkpoints" / source.name)
+    resumed = dataclasses.replace(shared, output=str(tmp_path / "two"), resume=True)
+    assert pretrain(resumed) == measured
+
+
+def test_the_recipes_of_masa_are_read() -> None:
+    for file, attention in (("masa_pretrain.yaml", 1_179_648), ("masa_pretrain_s.yaml", 28_311_552)):
+        recipe = PretrainConfig.load(RECIPE.parent / file)
+        assert type(recipe.method()).__name__ == "MasaConfig"
+        with torch.device("meta"):
+            model = LlamaForCausalLM(model_config(recipe, recipe.vocab_size))
+        assert sum(p.numel() for n, p in model.named_parameters() if "self_attn" in n) == attention
+    assert round(model.num_parameters() / 1e6, 1) == 109.5, "size S of the paper"
+    small = PretrainConfig.load(RECIPE.parent / "masa_pretrain.yaml")
+    variants = yaml.safe_load((RECIPE.parent / "masa_variants.yaml").read_text())
+    for changes in variants.values():
+        changed = dataclasses.replace(small, **changes)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(model_config(changed, 300))
+        if changed.share:
+            hf_share.share(model, changed.method())
+
+
 def test_the_optimizer_survives_a_state_dict() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3))
@@ -100,9 +152,11 @@ def _step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def test_the_recipe_is_read_and_overridden() -> None:
-    overrides = parse_overrides(["--steps", "7000", "--learning-rate=1e-3", "--resume"])
+    words = ["--steps", "7000", "--learning-rate=1e-3", "--resume", "--share", "{method: masa, num_atoms: 3}"]
+    overrides = parse_overrides(words)
     config = PretrainConfig.load(RECIPE, overrides)
     assert (config.steps, config.learning_rate, config.resume) == (7000, 1e-3, True)
+    assert config.share == {"method": "masa", "num_atoms": 3}
     assert config.hidden_size == yaml.safe_load(RECIPE.read_text())["hidden_size"]
 
 
@@ -120,6 +174,11 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"bf16": "perhaps"}, "bf16='perhaps' is not of type bool"),
         ({"batch": 0}, "batch=0: must be at least 1"),
         ({"steps": 100}, "do not fit in steps=100"),
+        ({"optimizer": "adam"}, "did you mean 'adamw'"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"share": "masa"}, "share='masa' is not of type dict"),
+        ({"share": {"method": "mass"}}, "did you mean 'masa'"),
+        ({"share": {"method": "masa", "num_atms": 2}}, "did you mean 'num_atoms'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

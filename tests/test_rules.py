@@ -48,6 +48,11 @@ VARIANTS = [
         )
     ),
     ("scale", {}),
+    ("atoms", {"S": 2}),
+    ("atoms", {"S": 3, "init": "random"}),
+    ("atoms", {"S": 2, "init": "random", "coef": "mlp"}),
+    ("factors", {"r": 3}),
+    ("factors", {"r": 3, "init": "random"}),
     ("test_atoms", {"atoms": 2}),
     ("test_squash", {}),
 ]

@@ -142,6 +142,10 @@ class ShareModel(BaseTuner):
             found = step_sites(index, step)
             source = capture(model, step)
             self._values[step.group] = starting_values(backbone(model), step, found, source, whole)
+            rule = make_rule(step.rule, step.args)
+            assert whole is not None
+            for site in found if rule.kind == "replace" else ():
+                whole.made[site.module] = partial(self._made, step, rule, site, found)
 
     @staticmethod
     def _check_target_module_exists(peft_config: ShareConfig, key: str) -> Any:
@@ -211,6 +215,14 @@ class ShareModel(BaseTuner):
         else:
             value.copy_(fitted)
         return value
+
+    def _made(self, step: Generate, rule: Rule, site: Site, found: list[Site]) -> Tensor:
+        """The weight that a rule will make at `site`, from its starting values."""
+        shapes = rule.shared(found)
+        tensors = {n: self._start(step, rule, n, shapes[n], torch.float32, found) for n in shapes}
+        for name, shape in rule.private(site).items():
+            tensors[name] = self._start(step, rule, name, shape, torch.float32, [site], site.name)
+        return rule.weight(rule.form({**tensors, **rule.constants(site, found)}))
 
     def _plan_of(self, adapter_name: str) -> SharePlan:
         return self.peft_config[adapter_name]._plan or SharePlan()

@@ -2,25 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small Llama from nothing: tokenizer, weights, training, and a folder that `AutoModel` loads.
 
+The fresh model may be shared before it trains (`share`), which is how sharing from scratch is studied: dense,
+tied and atom models differ in nothing but the plan.
+
 Its reason is the demo: sharing is only worth measuring on weights that know something, and a model
 trained here from text that is on every machine needs no download. What makes a few million parameters
 good in minutes:
 
-* Muon (Jordan et al. 2024) for the matrices of the blocks: momentum B_t = mu B_{t-1} + g_t, step -eta 0.2
-  sqrt(max(m, n)) NS(B_t) for W of shape (m, n), where NS drives all singular values to about one. The
-  factor 0.2 sqrt(max(m, n)) gives the step the typical size of AdamW's (Liu et al. 2025,
-  arXiv:2502.16982), so that one learning rate eta serves both Muon and the AdamW that trains embeddings
-  and norms.
+* Muon for the matrices of the blocks and AdamW for the rest (`optim.py`).
 * A trapezoidal schedule (Hu et al. 2024, arXiv:2404.06395): warm up, stay, fall linearly to zero. Only
   its end depends on `steps`, so a run that is resumed with another `steps` before its fall equals a run
   that had it from the start.
+
+The usual recipe of papers, AdamW with a cosine, is there too: `optimizer: adamw`, `schedule: cosine`.
 """
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +36,24 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from ..errors import ConfigError
+from ..config import ShareConfig
+from ..errors import ConfigError, unknown
 from ..eval.perplexity import Perplexity, perplexity
+from ..settle import settle
+from ..share import share
+from .optim import MuonAdamW, adamw
 from .settings import Settings
 from .text import Text, Windows, load_text, target_bytes, windows
 
 
 END_OF_TEXT = "<|endoftext|>"
+OPTIMIZERS = ("muon", "adamw")
+SCHEDULES = ("trapezoid", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +62,7 @@ class PretrainConfig(Settings):
 
     text: str = "stdlib"  # what `load_text` takes
     column: str = "text"
+    max_bytes: int = 64_000_000  # of text, held in memory
     output: str = "runs/pretrain"
     resume: bool = False  # go on from the last checkpoint in `output`
 
@@ -62,12 +74,20 @@ class PretrainConfig(Settings):
     num_attention_heads: int = 6
     num_key_value_heads: int = 3
 
+    # the config of a method, with its name under `method`, or {plan: ...}: what the fresh model shares
+    share: dict = field(default_factory=dict)
+
     steps: int = 1000
-    batch: int = 8  # windows per step and process
+    batch: int = 8  # windows per pass and process
+    accumulation: int = 1  # passes per step
+    optimizer: str = "muon"  # or adamw
+    beta2: float = 0.999  # of adamw
     learning_rate: float = 4e-3
     weight_decay: float = 0.1
+    clip: float = 1.0  # largest norm of a step's gradient
+    schedule: str = "trapezoid"  # or cosine, down to zero
     warmup_steps: int = 40
-    decay_steps: int = 300
+    decay_steps: int = 300  # of the trapezoid
     bf16: bool = True  # compute type; the weights in training are fp32
     save_steps: int = 100
     seed: int = 0
@@ -76,9 +96,18 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup_steps + self.decay_steps > self.steps:
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known, ConfigError)
+        if self.share:
+            self.method()
+        if self.schedule == "trapezoid" and self.warmup_steps + self.decay_steps > self.steps:
             parts = f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps}"
             raise ConfigError(f"{parts} do not fit in steps={self.steps}")
+
+    def method(self) -> ShareConfig:
+        """What `share` says, made anew."""
+        return ShareConfig(**self.share)
 
 
 def train_tokenizer(documents: Iterable[str], *, vocab_size: int, context: int) -> PreTrainedTokenizerFast:
@@ -119,66 +148,67 @@ def model_config(config: PretrainConfig, vocab_size: int, **more: Any) -> LlamaC
     )
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` on the block matrices and AdamW on the rest, as one optimizer.
-
-    Groups and state are this object's own, and the two halves work on parts of them: schedulers, gradient
-    scaling and checkpoints see an ordinary optimizer with two groups.
-    """
-
-    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float) -> None:
-        matrices, others = _split_parameters(model)
-        self._halves: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
-        )
-        super().__init__([group for half in self._halves for group in half.param_groups], {})
-        self._link()
-
-    def _link(self) -> None:
-        for half, group in zip(self._halves, self.param_groups, strict=True):
-            half.param_groups, half.state = [group], self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._link()  # loading replaced the groups and the state
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for half in self._halves:
-            half.step()
-        return loss
-
-
 class PretrainTrainer(Trainer):
-    """`transformers.Trainer` with `MuonAdamW`."""
+    """`transformers.Trainer` with the optimizers of this folder."""
+
+    muon: bool = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
             rates = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
-            self.optimizer = MuonAdamW(trained, **rates)
+            if self.muon:
+                self.optimizer = MuonAdamW(trained, **rates)
+            else:
+                self.optimizer = adamw(trained, beta2=self.args.adam_beta2, **rates)
         return self.optimizer
 
 
-def pretrain(config: PretrainConfig) -> Perplexity:
+class StepTimes(TrainerCallback):
+    """Seconds of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Perplexity):
+    """What a trained model pays for the held-out text, what it stores, and what a step took."""
+
+    parameters: int  # stored
+    step_seconds: float = field(compare=False)  # median over this run's steps
+
+
+def pretrain(config: PretrainConfig) -> Pretrained:
     """Trains, saves model, tokenizer and README to `config.output`, measures them on held-out text."""
-    text = load_text(config.text, column=config.column)
+    text = load_text(config.text, column=config.column, max_bytes=config.max_bytes)
     tokenizer = train_tokenizer(text.train, vocab_size=config.vocab_size, context=config.context)
     set_seed(config.seed)
+    model: Any = build_model(config, tokenizer)
+    times = StepTimes()
     trainer = PretrainTrainer(
-        model=build_model(config, tokenizer),
+        model=share(model, config.method()) if config.share else model,
         args=_training_arguments(config),
         train_dataset=Windows(windows(tokenizer, text.train, config.context)),
+        callbacks=[times],
     )
+    trainer.muon = config.optimizer == "muon"
     trainer.train(resume_from_checkpoint=config.resume or None)
-    model = trainer.accelerator.unwrap_model(trainer.model).to(torch.bfloat16)
+    model = _half(settle(trainer.accelerator.unwrap_model(trainer.model)))
     model.config.use_cache = True  # Trainer turned it off
     heldout = windows(tokenizer, text.heldout, config.context)
-    measured = perplexity(model, heldout, text_bytes=target_bytes(tokenizer, heldout))
+    found = perplexity(model, heldout, text_bytes=target_bytes(tokenizer, heldout))
+    measured = Pretrained(
+        **{f.name: getattr(found, f.name) for f in fields(found)},
+        parameters=sum(p.numel() for p in model.parameters()),
+        step_seconds=statistics.median(times.seconds) if times.seconds else 0.0,
+    )
     if trainer.is_world_process_zero():
         model.save_pretrained(config.output)
         tokenizer.save_pretrained(config.output)
@@ -187,15 +217,28 @@ def pretrain(config: PretrainConfig) -> Perplexity:
     return measured
 
 
+@torch.no_grad()
+def _half(model: Any) -> Any:
+    """The model with its weights in bf16, and its tables (rotary frequencies) as a loaded one has them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
 def _training_arguments(config: PretrainConfig) -> TrainingArguments:
+    fall = {"num_decay_steps": config.decay_steps, "decay_type": "linear"}
+    trapezoid = config.schedule == "trapezoid"
     return TrainingArguments(
         output_dir=str(Path(config.output) / "checkpoints"),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": config.decay_steps, "decay_type": "linear"},
+        adam_beta2=config.beta2,
+        max_grad_norm=config.clip,
+        gradient_accumulation_steps=config.accumulation,
+        lr_scheduler_type="warmup_stable_decay" if trapezoid else "cosine",
+        lr_scheduler_kwargs=fall if trapezoid else {},
         warmup_steps=config.warmup_steps,
         bf16=config.bf16,
         use_cpu=not torch.accelerator.is_available(),
@@ -209,20 +252,10 @@ def _training_arguments(config: PretrainConfig) -> TrainingArguments:
     )
 
 
-def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Muon is for maps between hidden states, not for embeddings, whose rows are used one by one."""
-    ends = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    head = getattr(model, "lm_head", None)
-    ends |= {id(p) for p in head.parameters()} if head is not None else set()
-    matrices, others = [], []
-    for parameter in model.parameters():
-        hidden = parameter.ndim == 2 and id(parameter) not in ends
-        (matrices if hidden else others).append(parameter)
-    return matrices, others
-
-
 def _card(config: PretrainConfig, text: Text, model: LlamaForCausalLM, measured: Perplexity) -> str:
-    tokens = config.steps * config.batch * config.context
+    rows = config.batch * config.accumulation
+    tokens = config.steps * rows * config.context
+    plan = f"\n| shared | `{json.dumps(config.share)}` |" if config.share else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -237,10 +270,10 @@ measured without a download.
 | | |
 |---|---|
 | parameters | {model.num_parameters():,} |
-| shape | {_shape(model.config)} |
+| shape | {_shape(model.config)} |{plan}
 | trained on | {_source(text)} |
 | command | `python recipes/pretrain.py --config recipes/pretrain.yaml` |
-| steps | {config.steps:,} of {config.batch} x {config.context} tokens, {tokens / 1e6:.1f} M tokens in all |
+| steps | {config.steps:,} of {rows} x {config.context} tokens, {tokens / 1e6:.1f} M tokens in all |
 | held-out loss | {measured.nll:.4f} nats per token over {measured.tokens:,} tokens |
 | held-out perplexity | {measured.perplexity:.2f} |
 | held-out bits per byte | {measured.bits_per_byte:.3f} |

@@ -1,0 +1,28 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The dense weight of a site, or a refusal that says why there is none."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .errors import Refused
+from .modules import linear_weight
+from .sites import Site, resolve
+
+
+def dense(base: nn.Module, site: Site) -> Tensor:
+    """The dense weight (out, in) of a site; a view where the module has one."""
+    module = resolve(base, site.module)
+    weight = linear_weight(module)
+    if not weight.dtype.is_floating_point or tuple(weight.shape) != _whole_shape(site, weight):
+        raise Refused(
+            f"site {site.name!r}: its weight is quantised ({type(module).__name__}), and values are fitted "
+            "to dense weights. Share the dense model first, then quantise what you load"
+        )
+    return weight if site.part is None else weight[site.part.rows()]
+
+
+def _whole_shape(site: Site, weight: Tensor) -> tuple[int, int]:
+    rows = site.out_features if site.part is None else weight.shape[0]
+    return (rows, site.in_features)

@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the weights that rules make are kept between forward passes: memory for time.
+
+A weight made of atoms is formed whenever its layer runs. While nothing trains it may be kept:
+
+| mode           | held beside what is stored        | formed                                              |
+| -------------- | --------------------------------- | --------------------------------------------------- |
+| "streamed"     | the weights of the first n layers | others once a pass, so once a token when generating |
+| "materialised" | every weight: no memory is saved  | once                                                |
+
+A kept weight is formed anew as soon as a tensor it came from is written to. Where a gradient is wanted, and
+inside `torch.compile`, weights are always formed in the graph; `hf_share.materialize` is the way to a plain
+model.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .elastic import bindings
+from .errors import ConfigError, unknown
+from .modules import Share
+
+
+MODES = ("streamed", "materialised")
+
+
+def form_weights(model: nn.Module, mode: str = "streamed", layers: int = 0) -> nn.Module:
+    """Say which formed weights a shared model keeps while nothing trains. Nothing of it is saved.
+
+    Args:
+        mode: "streamed", as every model starts, or "materialised".
+        layers: in mode "streamed", how many layers of each stack keep theirs, from the first on.
+
+    Example:
+        >>> hf_share.form_weights(model, "materialised")  # doctest: +SKIP
+    """
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES, ConfigError)
+    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
+        raise ConfigError(f"layers is {layers!r}; a whole number of at least 0 fits")
+    if layers and mode == "materialised":
+        raise ConfigError("mode 'materialised' keeps the weights of all layers; leave out layers")
+    makers = [binding for binding in bindings(model) if binding.rule.kind == "replace"]
+    if not makers:
+        raise ConfigError("no rule of this model makes a weight, so there is none to keep")
+    for binding in makers:
+        depth = binding.site.depth
+        binding.keep = mode == "materialised" or (depth is not None and depth < layers)
+    for share in (m for m in model.modules() if isinstance(m, Share)):
+        share.keep = any(b.keep for b in share.bindings if b in makers)
+    return model
