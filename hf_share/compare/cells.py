@@ -15,6 +15,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -77,6 +78,7 @@ def run(
         raise unknown("cell", only, [c.name for c in wanted(results)], ConfigError)
     running: dict[Future, Cell] = {}
     failed: BaseException | None = None
+    os.environ["TQDM_DISABLE"] = "1"  # of workers, whose bars would run into each other
     context = multiprocessing.get_context("spawn")
     with _progress() as bar, ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
         task = bar.add_task("cells", total=None)
@@ -115,6 +117,7 @@ def _one_thread() -> None:
     import torch
     from transformers.utils import logging
 
+    sys.stdout = open(os.devnull, "w")  # Trainer prints; a cell says what it has to in its result
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ..eval.perplexity import perplexity
 from ..hub.record import inner_config
+from ..hub.tuner import never_repack
 from ..plan import SharePlan
 from ..ties import attached
 from ..train.heal import HealConfig, heal
@@ -138,6 +139,7 @@ def _files(model: Any, text: Mapping[str, Any]) -> dict[str, Any]:
         else:
             quantised = AutoModelForCausalLM.from_pretrained(plain, config=inner_config(plain, four))
         quantised.save_pretrained(small)
+        never_repack(quantised)  # the packed kernel refuses some shapes
         nf4 = {"nf4_nll": _measure(quantised, text)["nll"], "nf4_bytes": _bytes(small)}
         return {"bytes": _bytes(plain), **nf4}
 

@@ -98,7 +98,8 @@ def fold_lora(case: Case) -> Plans:
 def fold_remove(case: Case) -> Plans:
     """A quarter of the layers goes by learnable gates, pairs of the rest share."""
     gates = FoldConfig(removal_rate=0.25, importance="gate", group_size=2)
-    yield [partial(gates.resolve, case.model, case.calibration)]
+    plan = gates.resolve(case.model, case.calibration)
+    yield [lambda: plan]
 
 
 def strict(case: Case) -> Plans:
