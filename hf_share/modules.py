@@ -103,7 +103,8 @@ class Share(nn.Module):
 
     def weight(self) -> Tensor:
         """Sum of all bindings' dense weights or deltas, (out, in) of the whole module."""
-        return torch.stack([b.dense(self.tensors(b)) for b in self.bindings]).sum(0)
+        made = [b.dense(self.tensors(b)) for b in self.bindings]
+        return made[0] if len(made) == 1 else torch.stack(made).sum(0)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{b.rule.name}[{b.group}]" for b in self.bindings)
