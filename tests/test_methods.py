@@ -315,6 +315,9 @@ def test_promises(row, arch, tmp_path):
         ("ShareLoRA A", "gpt2"),
         ("Fold + ShareLoRA", "bert"),
         ("Arrange, a cycle", "gemma3"),
+        ("MASA QKV, residual", "qwen2"),
+        ("MASA, mlp", "gpt2"),
+        ("MASA QKVO, residual, adapter", "bert"),
     ],
 )
 def test_compiles_to_one_graph(row, arch, tmp_path):
@@ -328,6 +331,9 @@ FRESH = {
     "Fold, groups of 2": ("bert", "AutoModelForMaskedLM"),
     "Arrange, a cycle with own norms": ("t5", "AutoModelForSeq2SeqLM"),
     "Fold, remove and tie": ("mixtral", "AutoModelForCausalLM"),
+    "MASA QKVO": ("gpt2", "AutoModelForCausalLM"),
+    "MASA QKVO, residual, adapter": ("gemma2", "AutoModelForCausalLM"),
+    "Fold + MASA": ("t5", "AutoModelForSeq2SeqLM"),
 }
 
 
@@ -356,6 +362,7 @@ KEYS = {
     "llama, Fold": ("Fold, groups of 2", "llama"),
     "llama, ShareLoRA": ("ShareLoRA A", "llama"),
     "llama, ShareLoRA, adapter": ("ShareLoRA A, adapter", "llama"),
+    "llama, MASA with a residual": ("MASA QKV, residual", "llama"),
     "gpt2, ShareLoRA on c_attn:q and c_attn:v": ("ShareLoRA AB on parts", "gpt2"),
 }
 

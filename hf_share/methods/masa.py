@@ -16,8 +16,10 @@ text:
 
     W_l = sum over s of c_ls D_s + B_l A_l    stored: S d h + n S + sum over l of r_l (d + h) for each group
 
-`ratio` picks S and r_l for a budget (`allocate`). With no atoms a weight is its low-rank product alone. The
-spectrum of pretrained weights is flat, so most of a budget goes to the residual. Biases stay as they are.
+`ratio` picks S and r_l for a budget (`allocate`): the least error on the calibration text, of each weight
+over what it puts out, since a large output is not worth more for being large. With no atoms a weight is its
+low-rank product alone. The spectrum of pretrained weights is flat, so most of a budget goes to the residual;
+with grouped key heads q and o get more rank than k and v. Biases stay as they are.
 """
 
 from __future__ import annotations
@@ -69,8 +71,8 @@ class MasaConfig(ShareConfig):
         ratio: stored over dense numbers of the targeted weights, what is *kept*. Chooses atoms and ranks; one
             of `num_atoms` and `residual_rank` may be held.
         num_groups: how many groups `"kl"` cuts.
-        error: what `ratio` makes least, summed over weights: E |(W - W') x|^2 as it is (`"absolute"`), or over
-            E |W x|^2 (`"relative"`, which cost a real model much less perplexity).
+        error: what `ratio` makes least, summed over weights: E |(W - W') x|^2 as it is (`"absolute"`), or
+            over E |W x|^2 (`"relative"`, which costs a real model much less perplexity).
         init: `"pca"` of the weights there are, or `"random"`.
         stack: path of the stack, for models with several; all that have attention if None.
 
