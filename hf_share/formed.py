@@ -45,9 +45,11 @@ def form_weights(model: nn.Module, mode: str = "streamed", layers: int = 0) -> n
     makers = [binding for binding in bindings(model) if binding.rule.kind == "replace"]
     if not makers:
         raise ConfigError("no rule of this model makes a weight, so there is none to keep")
+    # a share keeps the sum of what its rules make, an adapter's layer the weight alone
+    shares = {id(b): m for m in model.modules() if isinstance(m, Share) for b in m.bindings}
     for binding in makers:
         depth = binding.site.depth
-        binding.keep = mode == "materialised" or (depth is not None and depth < layers)
-    for share in (m for m in model.modules() if isinstance(m, Share)):
-        share.keep = any(b.keep for b in share.bindings if b in makers)
+        holder = shares.get(id(binding), binding)
+        holder.keep = mode == "materialised" or (depth is not None and depth < layers)
+        holder._kept = None
     return model

@@ -414,6 +414,9 @@ def test_promises(row, arch, tmp_path):
         ("Arrange, a cycle", "gemma3"),
         ("Recursive, relaxed", "llama"),
         ("Fold, scales", "qwen2"),
+        ("MASA QKV, residual", "qwen2"),
+        ("MASA, mlp", "gpt2"),
+        ("MASA QKVO, residual, adapter", "bert"),
     ],
 )
 def test_compiles_to_one_graph(row, arch, tmp_path):
@@ -430,6 +433,9 @@ FRESH = {
     "Recursive, relaxed": ("gemma2", "AutoModelForCausalLM"),
     "Recursive, relaxed, adapter": ("neox", "AutoModelForCausalLM"),
     "Fold, scales": ("gpt2", "AutoModelForCausalLM"),
+    "MASA QKVO": ("gpt2", "AutoModelForCausalLM"),
+    "MASA QKVO, residual, adapter": ("gemma2", "AutoModelForCausalLM"),
+    "Fold + MASA": ("t5", "AutoModelForSeq2SeqLM"),
 }
 
 
@@ -458,6 +464,7 @@ KEYS = {
     "llama, Fold": ("Fold, groups of 2", "llama"),
     "llama, ShareLoRA": ("ShareLoRA A", "llama"),
     "llama, ShareLoRA, adapter": ("ShareLoRA A, adapter", "llama"),
+    "llama, MASA with a residual": ("MASA QKV, residual", "llama"),
     "gpt2, ShareLoRA on c_attn:q and c_attn:v": ("ShareLoRA AB on parts", "gpt2"),
     "llama, Recursive": ("Recursive, relaxed", "llama"),
     "llama, Recursive, adapter": ("Recursive, relaxed, adapter", "llama"),

@@ -16,8 +16,10 @@ text:
 
     W_l = sum over s of c_ls D_s + B_l A_l    stored: S d h + n S + sum over l of r_l (d + h) for each group
 
-`ratio` picks S and r_l for a budget (`allocate`). With no atoms a weight is its low-rank product alone. The
-spectrum of pretrained weights is flat, so most of a budget goes to the residual. Biases stay as they are.
+`ratio` picks S and r_l for a budget (`allocate`): the least error on the calibration text, of each weight
+over what it puts out, since a large output is not worth more for being large. With no atoms a weight is its
+low-rank product alone. The spectrum of pretrained weights is flat, so most of a budget goes to the residual;
+with grouped key heads q and o get more rank than k and v. Biases stay as they are.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ from ..steps import Generate
 
 MOST_COUNTS = 9  # numbers of atoms that are tried for a group, spread evenly where there are more layers
 
+ERRORS = ("relative", "absolute")
+
 
 @method
 @dataclass
@@ -67,6 +71,8 @@ class MasaConfig(ShareConfig):
         ratio: stored over dense numbers of the targeted weights, what is *kept*. Chooses atoms and ranks; one
             of `num_atoms` and `residual_rank` may be held.
         num_groups: how many groups `"kl"` cuts.
+        error: what `ratio` makes least, summed over weights: E |(W - W') x|^2 as it is (`"absolute"`), or
+            over E |W x|^2 (`"relative"`, which costs a real model much less perplexity).
         init: `"pca"` of the weights there are, or `"random"`.
         stack: path of the stack, for models with several; all that have attention if None.
 
@@ -84,6 +90,7 @@ class MasaConfig(ShareConfig):
     residual_rank: int | None = None
     ratio: float | None = None
     num_groups: int = 2
+    error: str = "relative"
     init: str | None = None
     stack: str | None = None
 
@@ -100,6 +107,8 @@ class MasaConfig(ShareConfig):
             raise unknown("init", self.init, INITS, ConfigError)
         if self.coef_param == "mlp" and self.init == "pca":
             raise ConfigError("coef_param='mlp' trains from random atoms; init='pca' goes with 'direct'")
+        if self.error not in ERRORS:
+            raise unknown("error", self.error, ERRORS, ConfigError)
         if isinstance(self.groups, str) and self.groups != "kl":
             raise unknown("groups", self.groups, ("kl",), ConfigError)
         if self.groups is not None and not isinstance(self.groups, str):
@@ -237,6 +246,10 @@ class MasaConfig(ShareConfig):
         counts = [self.num_atoms] if self.num_atoms is not None else _spread(n)
         D, C, _ = gram_pca(weights, max(counts, default=0))
         rest, found, done = [w.float() for w in weights], [], 0
+        scale = [1.0] * n
+        if self.error == "relative":  # of E |W x|^2
+            white = [R if root is None else R @ root for R, root in zip(rest, roots, strict=True)]
+            scale = [1.0 / max(float(R.square().sum()), 1e-30) for R in white]
         for S in (S for S in counts if S <= n):
             more = [torch.tensordot(c[done:S], D[done:S].float(), dims=1) for c in C]
             rest, done = [R - W for R, W in zip(rest, more, strict=True)], S
@@ -250,7 +263,7 @@ class MasaConfig(ShareConfig):
             found.append(
                 Option(
                     atoms=S, fixed=S * (out * width + n), cost=out + width, least=least, most=most,
-                    energies=tuple(energies(R).cpu() for R in white),
+                    energies=tuple(a * energies(R).cpu() for R, a in zip(white, scale, strict=True)),
                     dense=0 if S or self.residual_rank is not None else out * width,
                 )
             )  # fmt: skip

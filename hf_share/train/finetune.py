@@ -47,7 +47,7 @@ class FinetuneConfig(Settings):
     def adapter_config(self) -> ShareConfig:
         """The config that `adapter` spells out, checked."""
         if "method" not in self.adapter:
-            raise ConfigError("adapter names a method and its numbers: {method: mos, equivalent_rank: 2, r: 8}")
+            raise ConfigError("adapter names a method and its numbers: {method: mos, r: 8}")
         return ShareConfig(**{"task_type": "CAUSAL_LM", **self.adapter})
 
 
