@@ -18,8 +18,8 @@ text:
 
 `ratio` picks S and r_l for a budget (`allocate`): the least error on the calibration text, of each weight
 over what it puts out, since a large output is not worth more for being large. With no atoms a weight is its
-low-rank product alone. The spectrum of pretrained weights is flat, so most of a budget goes to the residual;
-with grouped key heads q and o get more rank than k and v. Biases stay as they are.
+low-rank product alone, and a weight whose product would cost too much stays dense. The spectrum of pretrained
+weights is flat, so most of a budget goes to the residual. Biases stay as they are.
 """
 
 from __future__ import annotations
