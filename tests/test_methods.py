@@ -443,7 +443,7 @@ FRESH = {
 def test_a_fresh_process_loads_exactly(tmp_path):
     """Every case in one process that knows nothing but the files."""
     for number, (row, (arch, auto)) in enumerate(FRESH.items()):
-        home = tmp_path / f"{number}-{arch}"
+        home = tmp_path / f"{number:02}-{arch}"
         home.mkdir()
         case = Case(ROWS[row], arch, home)
         if ROWS[row].adapter:
@@ -456,7 +456,7 @@ def test_a_fresh_process_loads_exactly(tmp_path):
         [sys.executable, str(worker), str(tmp_path)], capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == [f"{n}-{a} exact" for n, (a, _) in enumerate(FRESH.values())]
+    assert done.stdout.splitlines() == [f"{n:02}-{a} exact" for n, (a, _) in enumerate(FRESH.values())]
 
 
 GOLDEN = Path(__file__).parent / "golden" / "keys.json"

@@ -124,8 +124,8 @@ def whitened(case: Case, letters: str = "") -> Plans:
 def _products(case: Case, percent: int, letters: str) -> SharePlan:
     steps = []
     for site in sites(case.model):
-        r = int(percent / 100 * site.in_features * site.out_features / sum(site.shape))
-        if r and site.stack and (not letters or _letter(site.role) in letters):
+        r = max(int(percent / 100 * site.in_features * site.out_features / sum(site.shape)), 1)
+        if site.stack and (not letters or _letter(site.role) in letters):
             name, args = site.name.replace(".", "_"), {"r": r, "init": "whitened"}
             steps.append(Generate(rule="factors", sites=(site.name,), group=name, args=args))
     return SharePlan(tuple(steps))

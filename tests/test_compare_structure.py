@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The structure comparison: arms keep within their bound, baselines are what they say, a run reports."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+import zoo
+
+from hf_share import ConfigError
+from hf_share.compare import structure
+from hf_share.compare.cells import read
+from hf_share.compare.laco import collapse
+from hf_share.compare.main import main
+from hf_share.compare.structures import ARMS, ATTENTION, Case, build, check_arms, count
+from hf_share.sites import stacks
+from hf_share.ties import attached
+from hf_share.train.pretrain import train_tokenizer
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = [torch.randint(3, zoo.VOCAB, (2, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+
+def dense() -> tf.LlamaForCausalLM:
+    return zoo.build("llama", tie_word_embeddings=True)
+
+
+def case(seed: int = 0) -> Case:
+    return Case(dense(), TEXT, seed)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("ratio", [0.9, 0.6])
+@pytest.mark.parametrize("arm", ["LaCo", *ARMS])
+def test_an_arm_keeps_within_its_bound_and_uses_it(arm, ratio):
+    whole = count(dense())
+    model = build(arm, ratio, case())
+    if arm == "fold, gates" and ratio == 0.6 and model is None:
+        return
+    assert model is not None and count(model) <= ratio * whole
+    layer = count(stacks(dense())["layers"].layers[0])
+    slack = {"recursive": 3, "fold, gates": 4, "fold + LoRA": 2, "random tie": 1.2}.get(arm, 1)
+    assert count(model) > ratio * whole - slack * layer, "the largest size the arm reaches"
+    assert torch.isfinite(zoo.logits(model)).all()
+
+
+def test_what_is_out_of_reach_is_none():
+    assert build("drop-last", 0.05, case()) is None and build("LaCo", 0.05, case()) is None
+
+
+@pytest.mark.parametrize("arm", ATTENTION)
+def test_attention_arms_count_attention_alone(arm):
+    plain = dense()
+    inside = sum(p.numel() for n, p in plain.named_parameters() if "_proj" in n and "self_attn" in n)
+    for ratio in (0.9, 0.6):
+        kept = count(build(arm, ratio, case())) - (count(plain) - inside)
+        assert 0.8 * ratio * inside < kept <= ratio * inside
+
+
+def test_arms_are_what_they_say():
+    last = build("drop-last", 0.9, case())
+    assert attached(last).plan.source().arranges[0].order == (0, 1, 2)
+    strict = attached(build("recursive", 0.9, case())).plan.source().arranges[0]
+    assert strict.order == (0, 3, 0, 3) and strict.visits == 2
+    orders = {attached(build("random tie", 0.7, case(s))).plan.source().arranges[0].order for s in range(5)}
+    assert len(orders) > 1, "the draw follows the seed"
+    assert build("random tie", 0.7, case(1)).state_dict().keys()
+    relaxed = attached(build("relaxed, SVD", 0.9, case())).plan.source()
+    assert {step.args["init"] for step in relaxed.generates} == {"svd"}
+    with pytest.raises(ConfigError, match="unknown arm 'folded'; did you mean 'fold'"):
+        check_arms(["folded"])
+
+
+def test_laco_adds_what_a_layer_differs_by():
+    """One follower: theta_l + (theta_{l+1} - theta_l); the rest is untouched, the pair is the best one."""
+    plain = dense()
+    merged = collapse(plain, TEXT, 1)
+    layers, source = merged.model.layers, plain.model.layers
+    weights = [layer.mlp.up_proj.weight for layer in source]
+    place = next(i for i in range(3) if not layers[i].mlp.up_proj.weight.equal(weights[i]))
+    torch.testing.assert_close(layers[place].mlp.up_proj.weight, weights[place + 1])
+    assert len(layers) == 3 and merged.config.num_hidden_layers == 3
+    both = collapse(plain, TEXT, 3).model.layers
+    expected = weights[0] + sum(w - weights[0] for w in weights[1:])
+    torch.testing.assert_close(both[0].mlp.up_proj.weight, expected)
+    assert torch.equal(zoo.logits(plain), zoo.logits(dense())), "the model itself is left alone"
+
+
+def test_flops_follow_the_visits():
+    ids = TEXT[0]
+    plain = structure.flops(dense(), ids)
+    fewer = structure.flops(build("drop-last", 0.9, case()), ids)
+    tied = structure.flops(build("random tie", 0.9, case()), ids)
+    assert fewer < plain == tied
+
+
+@pytest.mark.slow
+def test_a_small_structure_comparison_runs_and_reports(tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    story = "Once upon a time there was a small dog. The dog liked to run and to play. " * 60
+    tokenizer = train_tokenizer([story], vocab_size=280, context=64)
+    tokenizer.save_pretrained(tmp_path / "llama")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = tf.LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=64)
+    tf.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    (tmp_path / "text.txt").write_text(story)
+    out, text = tmp_path / "out.jsonl", str(tmp_path / "text.txt")
+    small = ["--steps", "2", "--batch", "2", "--context", "16", "--windows", "4", "--test_bytes", "2000",
+             "--seeds", "2", "--arms", "dense,fold,ShortGPT"]  # fmt: skip
+    places = ["--model", str(tmp_path / "llama"), "--train", text, "--test", text, "--output", str(out)]
+    main(None, ["--config", str(ROOT / "recipes/compare_structure.yaml"), *places, *small])
+    rows = read(out)
+    assert len(rows) == 2 * (1 + 4 + 4) and str(tmp_path) not in out.read_text()
+    reached = [row for row in rows.values() if row["reachable"]]
+    assert all(row["of_dense"] <= row["ratio"] + 1e-9 and row["nf4_bytes"] < row["bytes"] for row in reached)
+    page = out.with_suffix(".md").read_text()
+    assert "H6" in page and "## With NF4 inside" in page
+    assert (tmp_path / "out_size.png").exists() and (tmp_path / "out_flops.png").exists()
+
+
+def test_copies_do_not_change_the_dense_model():
+    plain = dense()
+    before = copy.deepcopy(plain.state_dict())
+    build("fold", 0.7, Case(copy.deepcopy(plain), TEXT, 0))
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in before.items())
