@@ -101,6 +101,18 @@ def test_flops_follow_the_visits():
     assert fewer < plain == tied
 
 
+TASK = """task: tiny_story
+dataset_path: json
+dataset_kwargs: {data_files: {test: tiny.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{query}}"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
 @pytest.mark.slow
 def test_a_small_structure_comparison_runs_and_reports(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
@@ -111,17 +123,24 @@ def test_a_small_structure_comparison_runs_and_reports(tmp_path, monkeypatch):
     config = tf.LlamaConfig(**sizes, vocab_size=len(tokenizer), max_position_embeddings=64)
     tf.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
     (tmp_path / "text.txt").write_text(story)
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    (tmp_path / "tiny.yaml").write_text(TASK)
+    item = '{"query": "The dog", "choices": ["liked to run", "xq zz"], "gold": 0}\n'
+    (tmp_path / "tiny.jsonl").write_text(item * 6)
     out, text = tmp_path / "out.jsonl", str(tmp_path / "text.txt")
     small = ["--steps", "2", "--batch", "2", "--context", "16", "--windows", "4", "--test_bytes", "2000",
-             "--seeds", "2", "--arms", "dense,fold,ShortGPT"]  # fmt: skip
+             "--seeds", "2", "--arms", "dense,fold,ShortGPT", "--tasks", "tiny_story", "--task_items", "4",
+             "--task_folder", str(tmp_path)]  # fmt: skip
     places = ["--model", str(tmp_path / "llama"), "--train", text, "--test", text, "--output", str(out)]
     main(None, ["--config", str(ROOT / "recipes/compare_structure.yaml"), *places, *small])
     rows = read(out)
     assert len(rows) == 2 * (1 + 4 + 4) and str(tmp_path) not in out.read_text()
     reached = [row for row in rows.values() if row["reachable"]]
     assert all(row["of_dense"] <= row["ratio"] + 1e-9 and row["nf4_bytes"] < row["bytes"] for row in reached)
+    scored = [row for row in reached if row["seed"] == 0]
+    assert all(0.0 <= row["scores"]["tiny_story"]["acc"] <= 1.0 for row in scored)
     page = out.with_suffix(".md").read_text()
-    assert "H6" in page and "## With NF4 inside" in page
+    assert "## Story tasks" in page and "H6" in page and "## With NF4 inside" in page
     assert (tmp_path / "out_size.png").exists() and (tmp_path / "out_flops.png").exists()
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from ..eval.harness import task_scores
 from ..eval.perplexity import perplexity
 from ..hub.record import inner_config
 from ..hub.tuner import never_repack
@@ -53,6 +54,9 @@ class Config(Settings):
     test_bytes: int = 120_000
     windows: int = 16  # of training text, to measure layers on
     seeds: int = 3
+    tasks: str = ""  # lm-eval tasks for seed 0, by name; none: perplexity alone
+    task_folder: str = ""  # where their YAML and data files lie
+    task_items: int = 250
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +66,8 @@ class Config(Settings):
     @property
     def places(self) -> dict[str, str]:
         """Where the model and the texts lie; results do not say it."""
-        return {"model": self.model, "train": self.train, "test": self.test}
+        names = ("model", "train", "test", "task_folder")
+        return {name: getattr(self, name) for name in names}
 
 
 RATIOS = (0.9, 0.7, 0.5)
@@ -75,9 +80,10 @@ def wanted(config: Config, results: Results) -> Iterator[Cell]:
     chosen = config.arms.split(",")
     numbers = {k: getattr(config, k) for k in ("steps", "batch", "context", "learning_rate", "windows")}
     numbers["test_bytes"] = config.test_bytes
+    tasks = {"tasks": config.tasks, "task_items": config.task_items} if config.tasks else {}
     for arm, ratio in _points():
         for seed in range(config.seeds) if config.arms == "all" or arm in chosen else ():
-            settings = {"arm": arm, "ratio": ratio, "seed": seed, **numbers}
+            settings = {"arm": arm, "ratio": ratio, "seed": seed, **numbers, **({} if seed else tasks)}
             yield Cell(f"{arm}/{ratio}/seed={seed}", settings)
 
 
@@ -87,7 +93,9 @@ def _points() -> Iterator[tuple[str, float]]:
         yield from ((arm, ratio) for ratio in (*RATIOS, *((STRICT,) if arm in ALSO else ())))
 
 
-def measure(s: Mapping[str, Any], *, model: str, train: str, test: str) -> dict[str, Any]:
+def measure(
+    s: Mapping[str, Any], *, model: str, train: str, test: str, task_folder: str = ""
+) -> dict[str, Any]:
     """Share, heal and measure one cell."""
     text = load_texts(model, train, test, s["context"], s["test_bytes"])
     dense: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -103,6 +111,10 @@ def measure(s: Mapping[str, Any], *, model: str, train: str, test: str) -> dict[
     found["step_seconds"] = round((time.perf_counter() - start) / s["steps"], 3)
     found |= {"after": _measure(healed, text), "nll": _measure(healed, text)["nll"]}
     found |= {"flops_a_token": flops(healed, text["test"]), "tokens_per_second": speed(healed, text["test"])}
+    if s.get("tasks"):
+        tokenizer, names = AutoTokenizer.from_pretrained(model), s["tasks"].split(",")
+        options = {"folder": task_folder or None, "limit": s["task_items"]}
+        found["scores"] = task_scores(healed, tokenizer, names, **options)
     return {**found, **_files(healed, text)}
 
 

@@ -43,6 +43,10 @@ def page(arms: list[str], results: Results, output: str) -> str:
     parts = ["# Structures at equal sizes", INTRO, "## The whole model"]
     parts += [table(HEAD, list(_rows(whole, results))), "## Attention alone"]
     parts += [ATTENTION_INTRO, table(HEAD, list(_rows(list(ATTENTION), results)))]
+    scores = list(_scores([*whole, *ATTENTION], results))
+    if scores:
+        head = ("structure", "at most", *scores[0][0])
+        parts += ["## Story tasks", TASKS, table(head, [row for _, row in scores])]
     parts += ["## With NF4 inside", NF4, table(NF4_HEAD, list(_nf4(whole, results)))]
     parts += ["## Verdicts", "\n".join(_verdicts(results))]
     text = "\n\n".join(part for part in parts if part)
@@ -61,6 +65,16 @@ PLOTS = {"size": ("of_dense", "stored / dense"), "flops": ("flops_a_token", "FLO
 ATTENTION_INTRO = "The bound is on the weights of the attention; the rest of the model is dense."
 NF4 = "The healed model, quantised while it loads. What a rule stores stays in fp32."
 NF4_HEAD = ("structure", "at most", "MB", "NLL", "MB with NF4", "NLL with NF4")
+
+
+TASKS = "Accuracy of the healed model of seed 0 and its standard error; next sentence: chance is 0.25."
+
+
+def _scores(arms: list[str], results: Results) -> Iterator[tuple[tuple[str, ...], list]]:
+    for arm, ratio, rows in _grid(arms, results):
+        for found in (r["scores"] for r in rows if r.get("scores")):
+            shown = [f"{s['acc']:.3f} ± {s['stderr']:.3f}" for s in found.values()]
+            yield tuple(found), [arm, f"{ratio}", *shown]
 
 
 def _of(arm: str, ratio: float, results: Results) -> list[dict]:
