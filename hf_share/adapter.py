@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
 from .config import ShareConfig
-from .errors import ConfigError, unknown
+from .errors import ConfigError, SiteError, nearest, unknown
 from .sites import Site, store_groups
 from .targets import select
 
@@ -77,6 +78,23 @@ def group_names(model: nn.Module, stem: str, types: list[list[Site]]) -> list[st
         taken.add(name)
         names.append(name)
     return names
+
+
+def ends(role: str, name: str) -> bool:
+    """Whether `name` is the end of the path `role`, by whole parts: `q_proj` of `self_attn.q_proj`."""
+    return role == name or role.endswith(f".{name}")
+
+
+def require_ends(names: Iterable[str], roles: Iterable[str], what: str) -> None:
+    """Raise `SiteError` for the first of `names` that is the end of none of `roles`."""
+    roles = set(roles)
+    for name in names:
+        if not any(ends(role, name) for role in roles):
+            raise SiteError(f"{what}{name!r}, which is no target" + nearest(name, _leaves(roles)))
+
+
+def _leaves(roles: Iterable[str]) -> set[str]:
+    return {role.rpartition(".")[2] for role in roles}
 
 
 def _is_number(value: object) -> bool:

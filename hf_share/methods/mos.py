@@ -230,11 +230,10 @@ class MosConfig(AdapterConfig):
         for sites in types:
             shards.check(sites)
         self._warn_unused(shards, types)
-        args = {f: getattr(shards, f) for f in shards.__dataclass_fields__}
-        kept = {k: v for k, v in args.items() if k in ("r", "e") or v != _DEFAULTS[k]}
+        args = {**shards.args(), "scale": shards.scale}
         return SharePlan(
             tuple(
-                Generate(rule="shards", sites=tuple(s.name for s in sites), group=name, args=kept)
+                Generate(rule="shards", sites=tuple(s.name for s in sites), group=name, args=args)
                 for sites, name in zip(types, names, strict=True)
             )
         )
@@ -262,6 +261,3 @@ class MosConfig(AdapterConfig):
                 f"(now {self.r}) or private_rank (now {self.private_rank}) uses more of them",
                 stacklevel=2,
             )
-
-
-_DEFAULTS = {n: f.default for n, f in Shards.__dataclass_fields__.items()}

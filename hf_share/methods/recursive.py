@@ -30,11 +30,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..adapter import group_names
+from ..adapter import ends, group_names, require_ends
 from ..config import ShareConfig, method
-from ..errors import ConfigError, SiteError, nearest, unknown
+from ..errors import ConfigError, unknown
 from ..importance import only_stack
 from ..plan import SharePlan
+from ..rules import LowRank
 from ..sites import Site, Stack, sites, stacks
 from ..steps import Arrange, Generate
 from ..targets import ALL_LINEAR, select
@@ -177,7 +178,7 @@ class RecursiveConfig(ShareConfig):
         for site in select(model, asked):
             if site.stack == stack.path and site.depth in depths:
                 types.setdefault((site.role, site.shape), []).append(site)
-        self._require_roles({role for role, _ in types})
+        require_ends(self.rank_pattern or (), [role for role, _ in types], "rank_pattern names ")
         fused = _fused_qkv(model)
         ranks = [(found, self._rank(found[0], found[0].module in fused)) for found in types.values()]
         ranks = [(found, rank) for found, rank in ranks if rank]
@@ -185,29 +186,15 @@ class RecursiveConfig(ShareConfig):
         return [self._delta(*pair, name) for pair, name in zip(ranks, names, strict=True)]
 
     def _rank(self, site: Site, fused: bool) -> int:
-        ends = [end for end in self.rank_pattern or {} if _ends(site.role, end)]
+        named = [name for name in self.rank_pattern or {} if ends(site.role, name)]
         rank = self.lora_rank * 3 // 2 if fused else self.lora_rank
-        if ends:
-            rank = (self.rank_pattern or {})[max(ends, key=len)]
+        if named:
+            rank = (self.rank_pattern or {})[max(named, key=len)]
         return min(rank, *site.shape)
 
     def _delta(self, found: list[Site], rank: int, group: str) -> Generate:
-        args: dict[str, Any] = {"r": rank}
-        if LORA_INITS[self.lora_init] != "kaiming":
-            args["init"] = LORA_INITS[self.lora_init]
-        return Generate(rule="low_rank", sites=tuple(s.name for s in found), group=group, args=args)
-
-    def _require_roles(self, roles: set[str]) -> None:
-        for end in self.rank_pattern or ():
-            if not any(_ends(role, end) for role in roles):
-                raise SiteError(
-                    f"rank_pattern names {end!r}, which is no weight with LoRA"
-                    + nearest(end, {role.rpartition(".")[2] for role in roles})
-                )
-
-
-def _ends(role: str, end: str) -> bool:
-    return role == end or role.endswith(f".{end}")
+        delta = LowRank(r=rank, init=LORA_INITS[self.lora_init])
+        return Generate(rule=delta.name, sites=tuple(s.name for s in found), group=group, args=delta.args())
 
 
 def _fused_qkv(model: nn.Module) -> set[str]:

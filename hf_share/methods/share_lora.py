@@ -18,14 +18,15 @@ layers differ in shape share within each shape.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
-from ..adapter import INITS, AdapterConfig, group_names
+from ..adapter import INITS, AdapterConfig, ends, group_names, require_ends
 from ..config import method
-from ..errors import ConfigError, SiteError, nearest, unknown
+from ..errors import ConfigError, unknown
 from ..plan import SharePlan
+from ..rules import LowRank
 from ..sites import Site
 from ..steps import Generate
 
@@ -61,38 +62,21 @@ class ShareLoraConfig(AdapterConfig):
 
     def steps(self, model: nn.Module, calibration: object = None) -> SharePlan:
         types = self.types(model)
-        self._require_share_modules([sites[0].role for sites in types])
+        require_ends(self.share_modules or (), [sites[0].role for sites in types], "share_modules names ")
         names = group_names(model, "lora", types)
         return SharePlan(tuple(self._step(*pair) for pair in zip(types, names, strict=True)))
 
     def _step(self, sites: list[Site], group: str) -> Generate:
-        args: dict[str, Any] = {
-            "r": self.r,
-            "scale": self.scale,
-            "share": self._shared(sites[0].role),
-            "dropout": self.lora_dropout,
-            "init": INITS[self.init_weights],
-        }
-        defaults = {"share": "", "dropout": 0.0, "init": "kaiming"}
-        return Generate(
-            rule="low_rank",
-            sites=tuple(s.name for s in sites),
-            group=group,
-            args={k: v for k, v in args.items() if defaults.get(k) != v},
+        delta = LowRank(
+            r=self.r,
+            scale=self.scale,
+            share=self._shared(sites[0].role),
+            dropout=self.lora_dropout,
+            init=INITS[self.init_weights],
         )
+        args = {**delta.args(), "scale": self.scale}
+        return Generate(rule=delta.name, sites=tuple(s.name for s in sites), group=group, args=args)
 
     def _shared(self, role: str) -> str:
         everywhere = self.share_modules is None
-        return self.share if everywhere or any(_ends(role, m) for m in self.share_modules or ()) else ""
-
-    def _require_share_modules(self, roles: list[str]) -> None:
-        for module in self.share_modules or ():
-            if not any(_ends(role, module) for role in roles):
-                raise SiteError(
-                    f"share_modules names {module!r}, which is no target"
-                    + nearest(module, {r.rpartition(".")[2] for r in roles})
-                )
-
-
-def _ends(role: str, name: str) -> bool:
-    return role == name or role.endswith(f".{name}")
+        return self.share if everywhere or any(ends(role, m) for m in self.share_modules or ()) else ""

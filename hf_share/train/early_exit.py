@@ -30,34 +30,24 @@ from ..eval.perplexity import Perplexity, perplexity
 from ..sites import stacks
 from ..steps import Arrange
 from ..ties import attached
-from .arguments import training_arguments
+from .arguments import RunConfig, training_arguments
 from .distill import DistillTrainer, StopAfter, distillation_loss
-from .settings import Settings
 from .text import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyExitConfig(Settings):
-    """Numbers of early-exit post-training. Lengths are in tokens, times in minutes."""
+class EarlyExitConfig(RunConfig):
+    """Numbers of early-exit post-training. `model` is an uptrained recursive checkpoint."""
 
-    model: str = ""  # an uptrained recursive checkpoint
-    text: str = "stdlib"  # what `load_text` takes
-    column: str = "text"
     output: str = "runs/early_exit"
 
     exit_coef: float = 0.1
     kd_weight: float = 0.5
     temperature: float = 1.0
 
-    context: int = 256
     steps: int = 100
-    batch: int = 8
     learning_rate: float = 2e-4
     warmup_steps: int = 10
-    minutes: float = 0.0  # stop after so long; 0: never
-    seed: int = 0
-
-    MAY_BE_ZERO = ("seed", "warmup_steps")
 
 
 @dataclass(frozen=True)

@@ -13,32 +13,18 @@ from transformers import PreTrainedModel, Trainer, set_seed
 
 from ..config import ShareConfig
 from ..errors import ConfigError
-from .arguments import training_arguments
+from .arguments import RunConfig, training_arguments
 from .distill import StopAfter
-from .settings import Settings
 from .text import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(Settings):
-    """Numbers of a fine-tuning run. Lengths are in tokens, times in minutes."""
+class FinetuneConfig(RunConfig):
+    """Numbers of a fine-tuning run. `model` is the base."""
 
-    model: str = ""
     adapter: dict = field(default_factory=lambda: {"method": "share_lora"})  # a method's config
-    text: str = "stdlib"  # what `load_text` takes
-    column: str = "text"
     output: str = "runs/finetune"
-
-    context: int = 256
-    steps: int = 300
-    batch: int = 8
-    schedule: str = "linear"
     learning_rate: float = 2e-3
-    warmup_steps: int = 15
-    minutes: float = 0.0  # stop after so long; 0: never
-    seed: int = 0
-
-    MAY_BE_ZERO = ("seed", "warmup_steps")
 
     def __post_init__(self) -> None:
         super().__post_init__()

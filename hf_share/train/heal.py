@@ -25,21 +25,19 @@ from ..methods.share_lora import ShareLoraConfig
 from ..share import compressed, share
 from ..sites import resolve, stacks
 from ..ties import attached
-from .arguments import training_arguments
+from .arguments import RunConfig, training_arguments
 from .distill import DistillTrainer, StopAfter
-from .settings import Settings
 from .text import Windows
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealConfig(Settings):
-    """Numbers of a healing run. Lengths are in tokens, times in minutes."""
+class HealConfig(RunConfig):
+    """Numbers of a healing run. `model` is a shared checkpoint or, with `structure`, a dense one to share
+    first.
+    """
 
-    model: str = ""  # a shared checkpoint; or, with `structure`, a dense one to share first
     structure: dict = field(default_factory=dict)  # a method's config: {method: recursive, num_loops: 2}
     teacher: str = ""  # the model it was made of; empty: the dense one `structure` shares, or text alone
-    text: str = "stdlib"  # what `load_text` takes
-    column: str = "text"
     output: str = "runs/heal"
 
     train: str = "adapter"  # what trains: an adapter on shared weights, or everything ("full")
@@ -50,17 +48,6 @@ class HealConfig(Settings):
     tail_weight: float = 0.0  # of the last layers' hidden states against the teacher's
     tail_layers: int = 1
     norms: bool = False  # train the layers' norms too
-
-    context: int = 256
-    steps: int = 300
-    batch: int = 8
-    schedule: str = "linear"
-    learning_rate: float = 3e-3
-    warmup_steps: int = 15
-    minutes: float = 0.0  # stop after so long; 0: never
-    seed: int = 0
-
-    MAY_BE_ZERO = ("seed", "warmup_steps")
 
     def __post_init__(self) -> None:
         super().__post_init__()
