@@ -186,6 +186,25 @@ def test_a_small_encoder_comparison_runs_and_reports(home, tmp_path, monkeypatch
     assert "Spearman" in out.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
+def test_a_small_comparison_from_scratch_runs_and_reports(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    out, text = tmp_path / "small.jsonl", tmp_path / "text.txt"
+    text.write_text(STORY * 300)
+    sizes = {"text": str(text), "vocab_size": 280, "context": 16, "steps": 3, "batch": 2, "save_steps": 3,
+             "warmup_steps": 1, "hidden_size": 48}  # fmt: skip
+    recipe = str(ROOT / "recipes/masa_pretrain.yaml")
+    variants = "{dense: {share: {}}, masa: {share: {method: masa, num_atoms: 2, coef_param: mlp}}}"
+    arguments = ["--config", str(ROOT / "recipes/compare_masa.yaml"), "--recipe", recipe, "--seeds", "2",
+                 "--overrides", str(sizes), "--variants", variants, "--output", str(out)]  # fmt: skip
+    main(None, arguments)
+    rows = read(out)
+    assert set(rows) == {f"{name}/seed={seed}" for name in ("dense", "masa") for seed in (0, 1)}
+    assert rows["masa/seed=0"]["parameters"] < rows["dense/seed=0"]["parameters"]
+    assert all(row["nll"] > 0 and row["step_seconds"] > 0 for row in rows.values())
+    assert "| masa |" in out.with_suffix(".md").read_text() and out.with_suffix(".png").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -118,7 +118,7 @@ def test_the_recipes_of_masa_are_read() -> None:
         assert sum(p.numel() for n, p in model.named_parameters() if "self_attn" in n) == attention
     assert round(model.num_parameters() / 1e6, 1) == 109.5, "size S of the paper"
     small = PretrainConfig.load(RECIPE.parent / "masa_pretrain.yaml")
-    variants = yaml.safe_load((RECIPE.parent / "masa_variants.yaml").read_text())
+    variants = yaml.safe_load((RECIPE.parent / "compare_masa.yaml").read_text())["variants"]
     for changes in variants.values():
         changed = dataclasses.replace(small, **changes)
         with torch.device("meta"):

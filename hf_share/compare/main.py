@@ -17,7 +17,8 @@ from ..train.settings import parse_overrides
 from .cells import read, run
 
 
-COMPARISONS = ("adapters", "encoder", "structure")  # modules here with Config, wanted, measure and report
+# modules here with Config, wanted, measure and report
+COMPARISONS = ("adapters", "encoder", "masa", "structure")
 
 
 def main(description: str | None, arguments: Sequence[str] | None = None) -> None:
