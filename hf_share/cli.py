@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""`hf-share share | describe | materialize`: the verbs of the library on folders and Hub ids."""
+"""`hf-share share | describe | materialize | card`: the library's verbs on folders and Hub ids."""
 
 from __future__ import annotations
 
@@ -101,6 +101,44 @@ def materialize(model: Model, output: Output, dtype: Dtype = "auto", force: Forc
     loaded, tokenizer = _load(model, dtype)
     _save(hf_share.materialize(loaded), tokenizer, output)
     console.print(f"plain model in [bold]{output}[/bold]")
+
+
+Folder = Annotated[Path, typer.Argument(help="A saved checkpoint or adapter.", show_default=False)]
+Base = Annotated[str | None, typer.Option(help="Hub id of the source model.")]
+Datasets = Annotated[list[str] | None, typer.Option("--dataset", help="Hub id of training data; repeat it.")]
+License = Annotated[str | None, typer.Option(help="The Hub's name of a license, such as apache-2.0.")]
+Results = Annotated[
+    Path | None, typer.Option(help="Scores as JSON: data set -> metric -> number, or what lm-eval writes.")
+]
+
+
+@app.command()
+def card(
+    folder: Folder,
+    base_model: Base = None,
+    dataset: Datasets = None,
+    license: License = None,
+    results: Results = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; the terminal if left out.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file.")] = False,
+) -> None:
+    """Write a model card from the plan in a folder and from measured scores."""
+    import hf_share
+
+    if output is not None and output.exists() and not force:
+        raise FileExistsError(f"{output} is there already; choose another file or add --force")
+    made = hf_share.model_card(folder, **_card_options(base_model, dataset, license, results))
+    if output is None:
+        print(made)
+    else:
+        made.save(output)
+
+
+def _card_options(base: str | None, datasets: list[str] | None, license: str | None, results: Path | None):
+    scores = None if results is None else json.loads(results.read_text(encoding="utf-8"))
+    return {"base_model": base, "datasets": datasets or (), "license": license, "results": scores}
 
 
 def _load(model: str, dtype: str, tokenizer: bool = True) -> tuple[Any, Any]:
