@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""`hf-share share | describe | materialize | card`: the library's verbs on folders and Hub ids."""
+"""`hf-share share | describe | materialize | card | push`: the library's verbs on folders and Hub ids."""
 
 from __future__ import annotations
 
@@ -134,6 +134,29 @@ def card(
         print(made)
     else:
         made.save(output)
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repo: Annotated[str, typer.Argument(help="Hub id to push to, made if new.", show_default=False)],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="For a new repository.", show_default=False)
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if new.")] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    base_model: Base = None,
+    dataset: Datasets = None,
+    license: License = None,
+    results: Results = None,
+) -> None:
+    """Upload a folder to the Hub in one commit, with a model card if it has none."""
+    from .hub.push import push_folder
+
+    options = _card_options(base_model, dataset, license, results)
+    done = push_folder(folder, repo, private=private, revision=revision, message=message, **options)
+    console.print(f"pushed to [bold]{done.repo_url.repo_id}[/bold], commit {done.oid}")
+    print(done.commit_url)
 
 
 def _card_options(base: str | None, datasets: list[str] | None, license: str | None, results: Path | None):
