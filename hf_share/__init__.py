@@ -12,6 +12,7 @@ from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
 from .formed import form_weights
 from .gates import layer_gates
+from .hub.card import model_card
 from .hub.lora import to_lora
 from .hub.record import inner_config
 from .hub.register import register
@@ -62,6 +63,7 @@ __all__ = [
     "kl_drift",
     "layer_gates",
     "materialize",
+    "model_card",
     "rank_correlation",
     "settle",
     "share",

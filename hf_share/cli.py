@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""`hf-share share | describe | materialize`: the verbs of the library on folders and Hub ids."""
+"""`hf-share share | describe | materialize | card | push`: the library's verbs on folders and Hub ids."""
 
 from __future__ import annotations
 
@@ -101,6 +101,67 @@ def materialize(model: Model, output: Output, dtype: Dtype = "auto", force: Forc
     loaded, tokenizer = _load(model, dtype)
     _save(hf_share.materialize(loaded), tokenizer, output)
     console.print(f"plain model in [bold]{output}[/bold]")
+
+
+Folder = Annotated[Path, typer.Argument(help="A saved checkpoint or adapter.", show_default=False)]
+Base = Annotated[str | None, typer.Option(help="Hub id of the source model.")]
+Datasets = Annotated[list[str] | None, typer.Option("--dataset", help="Hub id of training data; repeat it.")]
+License = Annotated[str | None, typer.Option(help="The Hub's name of a license, such as apache-2.0.")]
+Results = Annotated[
+    Path | None, typer.Option(help="Scores as JSON: data set -> metric -> number, or what lm-eval writes.")
+]
+
+
+@app.command()
+def card(
+    folder: Folder,
+    base_model: Base = None,
+    dataset: Datasets = None,
+    license: License = None,
+    results: Results = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; the terminal if left out.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file.")] = False,
+) -> None:
+    """Write a model card from the plan in a folder and from measured scores."""
+    import hf_share
+
+    if output is not None and output.exists() and not force:
+        raise FileExistsError(f"{output} is there already; choose another file or add --force")
+    made = hf_share.model_card(folder, **_card_options(base_model, dataset, license, results))
+    if output is None:
+        print(made)
+    else:
+        made.save(output)
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repo: Annotated[str, typer.Argument(help="Hub id to push to, made if new.", show_default=False)],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="For a new repository.", show_default=False)
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if new.")] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+    base_model: Base = None,
+    dataset: Datasets = None,
+    license: License = None,
+    results: Results = None,
+) -> None:
+    """Upload a folder to the Hub in one commit, with a model card if it has none."""
+    from .hub.push import push_folder
+
+    options = _card_options(base_model, dataset, license, results)
+    done = push_folder(folder, repo, private=private, revision=revision, message=message, **options)
+    console.print(f"pushed to [bold]{done.repo_url.repo_id}[/bold], commit {done.oid}")
+    print(done.commit_url)
+
+
+def _card_options(base: str | None, datasets: list[str] | None, license: str | None, results: Path | None):
+    scores = None if results is None else json.loads(results.read_text(encoding="utf-8"))
+    return {"base_model": base, "datasets": datasets or (), "license": license, "results": scores}
 
 
 def _load(model: str, dtype: str, tokenizer: bool = True) -> tuple[Any, Any]:

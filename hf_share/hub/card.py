@@ -1,0 +1,218 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The model card: what the plan says, what the model stores, and what was measured, as the Hub reads it.
+
+The text is `card.md` beside this file; everything in it is derived. Metadata goes through huggingface_hub's
+own classes, so that what they refuse is refused here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from numbers import Real
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+
+from ..errors import ConfigError, unknown
+from ..plan import SharePlan
+from .explain import explain
+from .outline import Outline, outline
+
+
+RELATIONS = ("adapter", "finetune", "merge", "quantized")
+REPO = "this/repository"
+
+LOADING = {
+    "transformers": """```python
+import hf_share
+from transformers import $loader
+
+model = $loader.from_pretrained("$repo")
+print(hf_share.describe(model))
+```
+
+Any code for transformers works from here: `generate`, `Trainer`, pipelines, adapters.""",
+    "peft": """```python
+import hf_share
+from peft import $loader
+
+model = $loader.from_pretrained("$repo")
+```""",
+}
+PLAIN = """No weight is shared, so transformers loads it as it is, and hf_share is not needed."""
+WITHOUT = {
+    "transformers": """Loading without `import hf_share` fails; it never leaves layers random.
+A plain model of the same function, larger, is written by
+
+```bash
+hf-share materialize $repo --output plain
+```
+
+and loads anywhere (transformers, vLLM, GGUF converters).""",
+    "peft": """`hf_share.to_lora(model, "lora")` writes an adapter of low-rank rules as plain LoRA, which
+peft, vLLM and LoRAX load; it is larger, since a shared matrix is written for every layer.""",
+}
+
+
+def model_card(
+    model: str | os.PathLike | nn.Module,
+    *,
+    name: str | None = None,
+    repo: str = REPO,
+    base_model: str | None = None,
+    relation: str | None = None,
+    datasets: str | Iterable[str] = (),
+    license: str | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> ModelCard:
+    """The model card of a shared model or of a saved folder (a checkpoint or an adapter).
+
+    Args:
+        model: a folder `save_pretrained` wrote, of which no weight is loaded, or the model itself.
+        name: the title; the repository's or the folder's name if None.
+        repo: the Hub id that the card tells its readers to load.
+        base_model: Hub id of the source model; an adapter's own record of it if None.
+        relation: how it derives from the base: `adapter`, `finetune`, `quantized` or `merge`.
+        datasets: Hub ids of what it was trained on.
+        license: the Hub's name of a license, such as `apache-2.0`.
+        results: data set -> metric -> number, or what lm-eval writes; they become the `model-index`.
+
+    Returns:
+        A `huggingface_hub.ModelCard`: `str(card)`, `card.save(path)`, `card.push_to_hub(repo)`.
+
+    Example:
+        >>> card = hf_share.model_card("folded", results={"wikitext": {"perplexity": 12.3}})  # doctest: +SKIP
+    """
+    found = outline(model)
+    title = name or (repo.rpartition("/")[2] if repo != REPO else _title(model))
+    scores = _scores(results)
+    data = _metadata(found, title, base_model, relation, datasets, license, scores)
+    body = Template(_template()).substitute(
+        name=title,
+        summary=_summary(found, data.base_model),
+        numbers="\n".join(f"| {key} | {value} |" for key, value in _numbers(found)),
+        steps="\n".join(f"- {line.text}" for line in explain(found.plan)) or "Nothing is shared.",
+        loading=Template(LOADING[found.library]).substitute(loader=found.loader, repo=repo),
+        without=PLAIN if _is_plain(found) else Template(WITHOUT[found.library]).substitute(repo=repo),
+        measured=_table(scores),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _template() -> str:
+    return (resources.files(__package__) / "card.md").read_text(encoding="utf-8")
+
+
+def _title(model: str | os.PathLike | nn.Module) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else Path(model).resolve().name
+
+
+def _is_plain(found: Outline) -> bool:
+    return found.library == "transformers" and (found.plan is None or found.plan.is_plain)
+
+
+def _metadata(
+    found: Outline,
+    title: str,
+    base: str | None,
+    relation: str | None,
+    datasets: str | Iterable[str],
+    license: str | None,
+    scores: list[tuple[str, str, float]],
+) -> ModelCardData:
+    base = _repo_id("base_model", base) if base else _known_base(found.base)
+    if relation is not None and relation not in RELATIONS:
+        raise unknown("base_model_relation", relation, RELATIONS, ConfigError)
+    if relation is not None and base is None:
+        raise ConfigError("a relation needs the base_model it is to")
+    default = "adapter" if found.library == "peft" else "finetune"
+    trained = [datasets] if isinstance(datasets, str) else list(datasets)
+    return ModelCardData(
+        library_name=found.library,
+        pipeline_tag=found.task,
+        base_model=base,
+        base_model_relation=None if base is None else relation or default,
+        datasets=[_repo_id("dataset", name) for name in trained] or None,
+        license=license,
+        tags=_tags(found.plan),
+        metrics=list(dict.fromkeys(metric for _, metric, _ in scores)) or None,
+        model_name=title,
+        eval_results=[
+            EvalResult(
+                task_type=found.task or "other", dataset_type=dataset, dataset_name=dataset,
+                metric_type=metric, metric_value=value,
+            )
+            for dataset, metric, value in scores
+        ] or None,
+    )  # fmt: skip
+
+
+def _tags(plan: SharePlan | None) -> list[str]:
+    return list(dict.fromkeys(["hf_share", "weight-sharing", *(line.tag for line in explain(plan))]))
+
+
+def _repo_id(what: str, name: str) -> str:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"{what} {name!r} is no Hub id: {error}") from None
+    return name
+
+
+def _known_base(name: str | None) -> str | None:
+    """An adapter's record of its base, unless that is a folder of the machine it was trained on."""
+    try:
+        return _repo_id("base_model", name) if name and not Path(name).exists() else None
+    except ConfigError:
+        return None
+
+
+def _summary(found: Outline, base: Any) -> str:
+    what = "An adapter" if found.library == "peft" else "A model"
+    of = f" of [{base}](https://huggingface.co/{base})" if base else ""
+    how = "as it is" if _is_plain(found) else "whose weights are stored once and used many times"
+    return f"{what}{of}, {how}, made with hf_share."
+
+
+def _numbers(found: Outline) -> Iterable[tuple[str, str]]:
+    yield "parameters stored", f"{found.stored:,}"
+    if found.used is not None:
+        saved = found.used - found.stored
+        yield "parameters used", f"{found.used:,}"
+        yield "parameters saved", f"{saved:,} ({saved / max(found.used, 1):.1%})"
+    yield "weights", f"{found.bytes / 1e6:,.2f} MB"
+
+
+def _scores(results: Mapping[str, Any] | None) -> list[tuple[str, str, float]]:
+    """(data set, metric, value) of the user's mapping or of lm-eval's, where a key is `metric,filter`."""
+    if results is None:
+        return []
+    if not isinstance(results, Mapping):
+        raise ConfigError("results must map each data set to its metrics: {'wikitext': {'perplexity': 12.3}}")
+    from_harness = "results" in results and "configs" in results
+    scores = []
+    for dataset, metrics in (results["results"] if from_harness else results).items():
+        if not isinstance(metrics, Mapping):
+            raise ConfigError(f"results of {dataset!r} must map metrics to numbers, not {metrics!r}")
+        for key, value in metrics.items():
+            if from_harness and ("_stderr" in key or not isinstance(value, Real)):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ConfigError(f"results of {dataset!r}: {key!r} is {value!r}, not a number")
+            scores.append((str(dataset), key.partition(",")[0] if from_harness else str(key), float(value)))
+    return scores
+
+
+def _table(scores: list[tuple[str, str, float]]) -> str:
+    if not scores:
+        return "Nothing was measured."
+    rows = [f"| {dataset} | {metric} | {value:g} |" for dataset, metric, value in scores]
+    return "\n".join(["| data | metric | value |", "| --- | --- | ---: |", *rows])
