@@ -122,6 +122,7 @@ def test_revisions_and_a_branch_that_moves(hub, client):
     one = first.push_to_hub("me/shared").oid
     first.push_to_hub("me/shared", revision="v1")
     assert digest(Auto.from_pretrained("me/shared")) == digest(first)
+    hf_share.model_card(first, repo="me/shared").push_to_hub("me/shared")
     second.push_to_hub("me/shared")
     for revision, expected in (("main", second), (None, second), ("v1", first), (one, first)):
         assert digest(Auto.from_pretrained("me/shared", revision=revision or "main")) == digest(expected)
@@ -132,6 +133,7 @@ def test_revisions_and_a_branch_that_moves(hub, client):
         print("ok")
     """
     assert client(code) == "ok"
+    assert "weight-sharing" in hub.file("me/shared", "README.md").decode()  # the card stays
 
 
 @pytest.mark.slow
