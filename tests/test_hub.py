@@ -174,6 +174,20 @@ def test_an_adapter_by_its_id(hub, client):
 
 
 @pytest.mark.slow
+def test_from_the_trainer(hub, client):
+    code = """
+    from helpers import trainer
+    m = model()
+    t = trainer(m, "out", steps=1, hub_model_id="me/trained")
+    t.train()
+    t.push_to_hub()
+    print(digest(m) == digest(Auto.from_pretrained("me/trained")))
+    """
+    assert client(code) == "True"
+    assert {"model.safetensors", "config.json", "README.md"} <= hub.files("me/trained")
+
+
+@pytest.mark.slow
 def test_a_download_that_breaks_off_goes_on(hub, client):
     before = client("m = model(); m.push_to_hub('me/shared'); print(digest(m))")
     hub.cut = 20_000
