@@ -295,6 +295,7 @@ def lose_a_shard(folder):
     [
         (cut, "truncated"),
         (lose_a_shard, "lacks model-00001-of-00002"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), "no index"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
         (lambda folder: (folder / "config.json").unlink(), "holds no model"),
     ],
