@@ -127,6 +127,9 @@ def test_no_model_in_the_folder(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps([]))
     with pytest.raises(hf_share.ConfigError, match="no JSON object"):
         hf_share.model_card(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(hf_share.ConfigError, match="a LORA adapter"):
+        hf_share.model_card(tmp_path)
 
 
 def test_the_template_travels_with_the_package():

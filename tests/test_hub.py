@@ -122,6 +122,7 @@ def test_revisions_and_a_branch_that_moves(hub, client):
     one = first.push_to_hub("me/shared").oid
     first.push_to_hub("me/shared", revision="v1")
     assert digest(Auto.from_pretrained("me/shared")) == digest(first)
+    hf_share.model_card(first, repo="me/shared").push_to_hub("me/shared")
     second.push_to_hub("me/shared")
     for revision, expected in (("main", second), (None, second), ("v1", first), (one, first)):
         assert digest(Auto.from_pretrained("me/shared", revision=revision or "main")) == digest(expected)
@@ -132,6 +133,7 @@ def test_revisions_and_a_branch_that_moves(hub, client):
         print("ok")
     """
     assert client(code) == "ok"
+    assert "weight-sharing" in hub.file("me/shared", "README.md").decode()  # the card stays
 
 
 @pytest.mark.slow
@@ -169,6 +171,20 @@ def test_an_adapter_by_its_id(hub, client):
     """
     assert client(code) == "True"
     assert "adapter_model.safetensors" in hub.files("me/adapter")
+
+
+@pytest.mark.slow
+def test_from_the_trainer(hub, client):
+    code = """
+    from helpers import trainer
+    m = model()
+    t = trainer(m, "out", steps=1, hub_model_id="me/trained")
+    t.train()
+    t.push_to_hub()
+    print(digest(m) == digest(Auto.from_pretrained("me/trained")))
+    """
+    assert client(code) == "True"
+    assert {"model.safetensors", "config.json", "README.md"} <= hub.files("me/trained")
 
 
 @pytest.mark.slow
@@ -279,6 +295,7 @@ def lose_a_shard(folder):
     [
         (cut, "truncated"),
         (lose_a_shard, "lacks model-00001-of-00002"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), "no index"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
         (lambda folder: (folder / "config.json").unlink(), "holds no model"),
     ],

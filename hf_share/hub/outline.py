@@ -22,6 +22,7 @@ from torch import nn
 from ..attach import attach
 from ..describe import describe
 from ..errors import CheckpointError, ConfigError
+from ..peft_type import PEFT_TYPE
 from ..plan import SharePlan
 from .quantizer import METHOD
 
@@ -109,6 +110,8 @@ def _of_adapter(folder: Path) -> Outline:
         plan = values.get("plan")
     except (ValueError, AttributeError):
         raise ConfigError(f"{folder / ADAPTER} is no JSON object") from None
+    if values.get("peft_type") != PEFT_TYPE:
+        raise ConfigError(f"{folder} holds a {values.get('peft_type')} adapter, which is not hf_share's")
     return Outline(
         library="peft",
         loader="AutoPeftModelForCausalLM" if values.get("task_type") == "CAUSAL_LM" else "AutoPeftModel",

@@ -94,7 +94,10 @@ def files_of(folder: str | os.PathLike) -> list[str]:
     names = sorted(str(file.relative_to(root).as_posix()) for file in root.rglob("*") if file.is_file())
     shapes(root)  # reads every header
     for index in sorted(root.glob("*.safetensors.index.json")):
-        missing = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) - set(names)
+        try:
+            missing = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) - set(names)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise CheckpointError(f"{index} is no index of shards") from None
         if missing:
             raise CheckpointError(f"{root} lacks {min(missing)}, which {index.name} names")
     if not any(name.endswith((".safetensors", ".bin")) for name in names):
