@@ -10,6 +10,7 @@ from .describe import describe
 from .drift import kl_drift
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
+from .estimate import Estimate, estimate
 from .formed import form_weights
 from .gates import layer_gates
 from .hub.card import model_card
@@ -39,6 +40,7 @@ __all__ = [
     "Arrange",
     "CheckpointError",
     "ConfigError",
+    "Estimate",
     "FoldConfig",
     "Generate",
     "Insert",
@@ -58,6 +60,7 @@ __all__ = [
     "chosen",
     "compressed",
     "describe",
+    "estimate",
     "form_weights",
     "inner_config",
     "kl_drift",

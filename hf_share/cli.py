@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""`hf-share share | describe | materialize | card | push`: the library's verbs on folders and Hub ids."""
+"""`hf-share plan | share | describe | materialize | card | push`: the verbs on folders and Hub ids."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from . import cli_plan
+
 
 app = typer.Typer(
     help="Weight sharing and compression for Hugging Face models.", no_args_is_help=True,
     add_completion=False, rich_markup_mode="rich",
 )  # fmt: skip
+app.command()(cli_plan.plan)
 console = Console(stderr=True)
 
 Model = Annotated[str, typer.Argument(help="A Hub id or a folder with a model.", show_default=False)]

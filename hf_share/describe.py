@@ -65,7 +65,7 @@ class Description:
         ratio = self.stored / self.used if self.used else 1.0
         lines = [
             f"{self.model}: {self.stored:,} parameters stored, {self.used:,} used "
-            f"({ratio:.3f} stored / used), {_size(self.bytes)}"
+            f"({ratio:.3f} stored / used), {readable(self.bytes)}"
         ]
         if self.groups:
             width = max(len("group"), *(len(g.name) for g in self.groups))
@@ -175,7 +175,8 @@ def _grids(
     return out
 
 
-def _size(count: int) -> str:
+def readable(count: int) -> str:
+    """A count of bytes with its unit."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000 or unit == "GB":

@@ -6,6 +6,7 @@ Trains an adapter of any method on text, and saves it with the tokenizer. Perple
 and after.
 """
 
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_share.eval.perplexity import perplexity
@@ -26,8 +27,9 @@ def main() -> None:
     adapted = finetune(model, windows(tokenizer, text.train, config.context), config)
     adapted.print_trainable_parameters()
     print("after: ", perplexity(adapted, heldout, text_bytes=size))
-    adapted.save_pretrained(config.output)
-    tokenizer.save_pretrained(config.output)
+    if PartialState().is_main_process:
+        adapted.save_pretrained(config.output)
+        tokenizer.save_pretrained(config.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""`hf-share plan`: a method's plan for a model, or what training it takes; a config.json is enough."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+Model = Annotated[
+    str, typer.Argument(help="A Hub id, a folder or a config.json; no weights are read.", show_default=False)
+]
+Method = Annotated[str | None, typer.Option(help="A method: fold, masa, mos, recursive, share_lora, ...")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A number of the method, such as group_size=2; repeatable.")
+]
+PlanFile = Annotated[Path | None, typer.Option(help="A plan as JSON, instead of --method.")]
+AsEstimate = Annotated[
+    bool, typer.Option("--estimate", help="Bytes of weights, gradients, optimizer, activations and file.")
+]
+Train = Annotated[str | None, typer.Option(help="adapter, full or none; by default what the method is for.")]
+Precision = Annotated[
+    str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16; else the config's.")
+]
+Bits = Annotated[int | None, typer.Option(help="4 or 8: frozen linear weights, quantised.")]
+Optimizer = Annotated[str, typer.Option(help="adamw, momentum or sgd.")]
+Batch = Annotated[int, typer.Option(help="Rows of a step.")]
+Length = Annotated[int, typer.Option(help="Tokens of a row.")]
+Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Gradient checkpointing.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def plan(
+    model: Model,
+    method: Method = None,
+    set_: Set = None,
+    plan: PlanFile = None,
+    estimate: AsEstimate = False,
+    train: Train = None,
+    precision: Precision = None,
+    bits: Bits = None,
+    optimizer: Optimizer = "adamw",
+    batch: Batch = 1,
+    length: Length = 2048,
+    checkpointing: Checkpointing = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the plan of a method for a model, or with --estimate the memory that training takes."""
+    config, sharing = _read_config(model), _sharing(method, set_ or [], plan)
+    if not estimate:
+        _show_plan(config, sharing, as_json)
+        return
+    numbers = {
+        "dtype": precision, "bits": bits, "optimizer": optimizer, "batch": batch, "length": length,
+        "checkpointing": checkpointing,
+    }  # fmt: skip
+    rows = _estimates(config, sharing, train, numbers)
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        Console().print(_table(rows))
+
+
+def _read_config(model: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise OSError(f"no config at {model!r}: {error}") from None
+
+
+def _sharing(method: str | None, given: list[str], plan: Path | None) -> Any:
+    from .config import ShareConfig
+    from .errors import ConfigError
+    from .plan import SharePlan
+
+    if plan is not None and (method or given):
+        raise ConfigError("--plan says everything; --method and --set go without it")
+    if plan is not None:
+        return SharePlan.from_json(plan.read_text(encoding="utf-8"))
+    if method is None and given:
+        raise ConfigError("--set gives a number of a method; name it with --method")
+    return None if method is None else ShareConfig(method=method, **dict(map(_pair, given)))
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    from .errors import ConfigError
+
+    key, equals, value = text.partition("=")
+    try:
+        if not equals or not key.isidentifier():
+            raise ValueError
+        return key, yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError):
+        raise ConfigError(f"{text!r} is not of the form key=value, such as group_size=2") from None
+
+
+def _show_plan(config: Any, sharing: Any, as_json: bool) -> None:
+    from .errors import ConfigError
+    from .estimate import require_shapes
+    from .plan import SharePlan
+    from .shapes import build_on_meta
+
+    if sharing is None:
+        raise ConfigError("name a method with --method, give --plan, or ask for --estimate")
+    require_shapes(sharing)
+    shapes = build_on_meta(config)
+    made = sharing if isinstance(sharing, SharePlan) else sharing.resolve(shapes)
+    made.validate(shapes)
+    print(made.to_json() if as_json else made)
+
+
+def _estimates(config: Any, sharing: Any, train: str | None, numbers: dict[str, Any]) -> list[Any]:
+    """The dense model, plain LoRA of the same rank on all linear weights, and what was asked for."""
+    from peft import LoraConfig
+
+    from .estimate import estimate
+
+    lora = LoraConfig(r=getattr(sharing, "r", 8), target_modules="all-linear")
+    dense = numbers if train in ("none", "full") else {**numbers, "bits": None}
+    rows = [estimate(config, train="none" if train == "none" else "full", **dense)]
+    if train != "none":
+        rows.append(estimate(config, lora, **numbers))
+    if sharing is not None:
+        rows.append(estimate(config, sharing, train=train, **numbers))
+    return rows
+
+
+def _table(rows: list[Any]) -> Table:
+    from .describe import readable
+
+    one = rows[-1]
+    title = f"{one.model}, {one.dtype}, {one.batch} x {one.length} tokens, {one.optimizer}"
+    title += ", checkpointing" if one.checkpointing else ""
+    columns = (
+        "trains",
+        "trained",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations (estimate)",
+        "total",
+        "file",
+    )
+    table = Table("method", title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in rows:
+        sizes = (row.weights, row.gradients, row.optimizer_states, row.activations, row.total, row.file)
+        bits = f", {row.bits} bits" if row.bits else ""
+        cells = ("unknown" if size is None else readable(size) for size in sizes)
+        table.add_row(row.method + bits, row.train, f"{row.trained:,}", *cells)
+    return table

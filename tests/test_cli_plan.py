@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""`hf-share plan`: a config.json is enough for the plan of a method and for what training takes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import zoo
+from typer.testing import CliRunner
+
+import hf_share
+from hf_share import cli
+
+
+MOS = ("--method", "mos", "--set", "r=4", "--set", "target_modules=all-linear")
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = zoo.build("llama").config
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    return tmp_path / "config.json"
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_plan_is_shown_and_read_again(config, tmp_path):
+    text = run("plan", config, "--method", "fold", "--set", "group_size=2", "--json")
+    expected = hf_share.FoldConfig(group_size=2).resolve(zoo.build("llama"))
+    assert hf_share.SharePlan.from_json(text) == expected
+    assert "Arrange layers: [0 0 2 2]" in run("plan", config, "--method", "fold", "--set", "group_size=2")
+    (tmp_path / "plan.json").write_text(text)
+    rows = run("plan", config, "--plan", tmp_path / "plan.json", "--estimate", "--length", 8, "--json")
+    fold = hf_share.estimate(zoo.build("llama").config, expected, length=8)
+    assert json.loads(rows)[-1] == fold.to_dict()
+
+
+def test_the_table_has_dense_lora_and_the_method(config, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    numbers = ("--estimate", "--length", 8, "--batch", 2, "--checkpointing")
+    found = json.loads(run("plan", config, *MOS, *numbers, "--precision", "float32", "--json"))
+    assert [(row["method"], row["train"]) for row in found] == [
+        ("dense", "full"), ("lora", "adapter"), ("mos", "adapter"),
+    ]  # fmt: skip
+    assert all(row["dtype"] == "float32" and row["batch"] == 2 and row["checkpointing"] for row in found)
+    text = run("plan", config, *MOS, *numbers, "--bits", 4)
+    for word in ("dense", "lora, 4 bits", "mos, 4 bits", "estimate", "checkpointing"):
+        assert word in text
+    assert len(json.loads(run("plan", config.parent, "--estimate", "--length", 8, "--json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "fol"], "did you mean 'fold'"),
+        (["--method", "mos", "--set", "rank=2"], "unexpected keyword argument 'rank'"),
+        (["--method", "mos", "--set", "r"], "not of the form key=value"),
+        (["--set", "r=2"], "name it with --method"),
+        ([], "name a method"),
+        (["--estimate", "--optimizer", "adam"], "did you mean 'adamw'"),
+        (["--estimate", "--bits", "4", "--train", "full"], "do not train in full"),
+        (["--method", "fold", "--set", "removal_rate=0.5"], "hold no weights"),
+        (["--method", "fold", "--plan", "plan.json"], "go without it"),
+        (["--plan", "plan.json"], "plan.json"),
+    ],
+)
+def test_errors_are_one_line(config, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(config.parent)
+    monkeypatch.setattr("sys.argv", ["hf-share", "plan", str(config), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split()) and "Traceback" not in error
