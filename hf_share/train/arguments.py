@@ -53,4 +53,5 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.accelerator.is_available(),
+        use_cpu=not torch.accelerator.is_available(),  # or several processes would not find each other
     )
