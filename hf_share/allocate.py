@@ -10,9 +10,8 @@ rank by rank where a number gains most.
 
 Since the number of atoms comes in steps, the same is also done with every unit held to one number of them,
 and the plain answer, no atoms and equal ranks, is always tried: the result is never worse than any of these.
-Rank goes where errors fall slowly. On a model with half as many key heads the ranks of q and o came out well
-above those of k, and most v stayed dense. The paper's own allocator, which favours q and o, is in an appendix
-that is not public; this one is ours. Pure numbers: nothing here knows a model.
+Rank goes where errors fall slowly. The paper's own allocator, which favours q and o, is in an appendix that
+is not public; this one is ours. Pure numbers: nothing here knows a model.
 """
 
 from __future__ import annotations

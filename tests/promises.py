@@ -112,6 +112,7 @@ class Case:
 def fitted(case: Case) -> torch.Tensor:
     """The start of deltas that are fitted: the arranged model with the best ones of their rank put in."""
     best = case.logits(best_deltas(case.source, case.dense, case.plan))
+    torch.testing.assert_close(case.start, best, rtol=1e-4, atol=2e-5)
     assert (best - case.logits(case.dense)).abs().max() > 1e-4
     return best
 

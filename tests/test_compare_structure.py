@@ -42,8 +42,6 @@ def case(seed: int = 0) -> Case:
 def test_an_arm_keeps_within_its_bound_and_uses_it(arm, ratio):
     whole = count(dense())
     model = build(arm, ratio, case())
-    if arm == "fold, gates" and ratio == 0.6 and model is None:
-        return
     assert model is not None and count(model) <= ratio * whole
     layer = count(stacks(dense())["layers"].layers[0])
     slack = {"recursive": 3, "fold, gates": 4, "fold + LoRA": 2, "random tie": 1.2}.get(arm, 1)
@@ -71,7 +69,8 @@ def test_arms_are_what_they_say():
     assert strict.order == (0, 3, 0, 3) and strict.visits == 2
     orders = {attached(build("random tie", 0.7, case(s))).plan.source().arranges[0].order for s in range(5)}
     assert len(orders) > 1, "the draw follows the seed"
-    assert build("random tie", 0.7, case(1)).state_dict().keys()
+    again = [attached(build("random tie", 0.7, case(1))).plan for _ in range(2)]
+    assert again[0] == again[1], "and nothing else"
     relaxed = attached(build("relaxed, SVD", 0.9, case())).plan.source()
     assert {step.args["init"] for step in relaxed.generates} == {"svd"}
     with pytest.raises(ConfigError, match="unknown arm 'folded'; did you mean 'fold'"):

@@ -34,7 +34,7 @@ from ..train.text import Windows, target_bytes, windows
 from .adapters_report import page
 from .cells import Cell, Results
 from .rates import arm_cells, require_grid
-from .training import file_bytes, train
+from .training import saved_bytes, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,6 @@ class Arm:
     budget: str
     rate: float
     config: PeftConfig | None  # None trains the whole model
-
-    @property
-    def trains_all(self) -> bool:
-        return self.config is None
 
 
 def arms() -> dict[str, Arm]:
@@ -141,7 +137,7 @@ def measured(model: Any, texts: dict[str, Tensor], tokenizer: Any, s: Mapping[st
         result = perplexity(model, texts[name], progress=False, text_bytes=size)
         found[f"{name}_nll"], found[f"{name}_bits_per_byte"] = result.nll, result.bits_per_byte
     if arm is not None and arm.config is not None:
-        found["file_bytes"] = file_bytes(model)
+        found["file_bytes"] = saved_bytes(model)
     return found
 
 

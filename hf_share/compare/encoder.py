@@ -34,7 +34,7 @@ from .adapters import Arm
 from .cells import Cell, Results
 from .encoder_report import page
 from .rates import arm_cells, require_grid
-from .training import file_bytes, train
+from .training import saved_bytes, train
 
 
 TASKS = ("sst2", "stsb")
@@ -187,7 +187,7 @@ def measure(s: Mapping[str, Any], *, model: str, data: str) -> dict[str, Any]:
 
 
 def _size(body: Any, config: Any) -> dict[str, int]:
-    return {} if config is None else {"file_bytes": file_bytes(body)}
+    return {} if config is None else {"file_bytes": saved_bytes(body)}
 
 
 @torch.inference_mode()

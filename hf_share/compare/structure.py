@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ..eval.harness import task_scores
 from ..eval.perplexity import perplexity
+from ..hub.outline import file_bytes
 from ..hub.record import inner_config
 from ..hub.tuner import never_repack
 from ..plan import SharePlan
@@ -109,7 +110,8 @@ def measure(
     start = time.perf_counter()
     healed = heal(shared, text["train"], dense, _healing(s))
     found["step_seconds"] = round((time.perf_counter() - start) / s["steps"], 3)
-    found |= {"after": _measure(healed, text), "nll": _measure(healed, text)["nll"]}
+    after = _measure(healed, text)
+    found |= {"after": after, "nll": after["nll"]}
     found |= {"flops_a_token": flops(healed, text["test"]), "tokens_per_second": speed(healed, text["test"])}
     if s.get("tasks"):
         tokenizer, names = AutoTokenizer.from_pretrained(model), s["tasks"].split(",")
@@ -152,12 +154,8 @@ def _files(model: Any, text: Mapping[str, Any]) -> dict[str, Any]:
             quantised = AutoModelForCausalLM.from_pretrained(plain, config=inner_config(plain, four))
         quantised.save_pretrained(small)
         never_repack(quantised)  # the packed kernel refuses some shapes
-        nf4 = {"nf4_nll": _measure(quantised, text)["nll"], "nf4_bytes": _bytes(small)}
-        return {"bytes": _bytes(plain), **nf4}
-
-
-def _bytes(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        nf4 = {"nf4_nll": _measure(quantised, text)["nll"], "nf4_bytes": file_bytes(small)}
+        return {"bytes": file_bytes(plain), **nf4}
 
 
 @torch.no_grad()

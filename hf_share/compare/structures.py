@@ -25,6 +25,7 @@ from ..methods.fold import FoldConfig
 from ..methods.masa import MasaConfig
 from ..methods.recursive import RecursiveConfig
 from ..plan import SharePlan
+from ..rebuild import rebuild
 from ..share import share
 from ..sites import sites, stacks
 from ..steps import Arrange, Generate
@@ -53,8 +54,7 @@ class Case:
 
 def size(model: Any, plan: SharePlan) -> int:
     """Parameters stored by `model` under `plan`, each once."""
-    with torch.device("meta"):
-        twin = type(model)(model.config)
+    twin: Any = rebuild(model, ())
     twin.tie_weights()
     return count(attach(twin, plan))
 

@@ -18,6 +18,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from ..hub.outline import file_bytes
+
 
 def train(model: nn.Module, rows: Dataset, s: Mapping[str, Any], collator: Any = None) -> float:
     """Train in place with `steps`, `batch`, `rate` and `seed` of `s`; the seconds a step took."""
@@ -55,8 +57,8 @@ def _groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:
     return [{"params": rest, "lr": rate}] + ([{"params": logits, "lr": 10.0 * rate}] if logits else [])
 
 
-def file_bytes(model: Any) -> int:
+def saved_bytes(model: Any) -> int:
     """Bytes of the tensors that `save_pretrained` writes."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return sum(f.stat().st_size for f in Path(folder).glob("*.safetensors"))
+        return file_bytes(Path(folder))

@@ -45,20 +45,12 @@ def task_scores(
             tasks=list(tasks),
             task_manager=TaskManager(include_path=None if folder is None else "."),
             limit=limit,
-            bootstrap_iters=0,
             log_samples=False,
         )
     return {
-        task: {
-            "acc": float(row["acc,none"]),
-            "stderr": _stderr(float(row["acc,none"]), int(found["n-samples"][task]["effective"])),
-        }
+        task: {"acc": float(row["acc,none"]), "stderr": float(row["acc_stderr,none"])}
         for task, row in found["results"].items()
     }
-
-
-def _stderr(accuracy: float, count: int) -> float:
-    return (accuracy * (1.0 - accuracy) / max(count - 1, 1)) ** 0.5
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def _of_checkpoint(folder: Path) -> Outline:
     loader, task = _class_of(name)
     return Outline(
         library="transformers", loader=loader, task=task,
-        stored=told.stored, used=told.used, bytes=_size(folder), plan=told.plan,
+        stored=told.stored, used=told.used, bytes=file_bytes(folder), plan=told.plan,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def _of_adapter(folder: Path) -> Outline:
         task="text-generation" if values.get("task_type") == "CAUSAL_LM" else None,
         stored=sum(torch.Size(shape).numel() for shape in shapes(folder).values()),
         used=None,
-        bytes=_size(folder),
+        bytes=file_bytes(folder),
         plan=None if plan is None else SharePlan.from_dict(plan),
         base=values.get("base_model_name_or_path"),
     )
@@ -132,5 +132,6 @@ def _class_of(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _size(folder: Path) -> int:
+def file_bytes(folder: Path) -> int:
+    """Bytes of the folder's safetensors files."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

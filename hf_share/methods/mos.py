@@ -135,7 +135,6 @@ class Shards(Rule):
         return [*chosen[: (self.r - self.p) * self.l], *range(start, start + own)]
 
     def form(self, t: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        # in fp32: the pools train there, and a sum of gradients over layers is taken in their type
         A, B = t["A"].index_select(0, t["I_A"]), t["B"].index_select(0, t["I_B"])
         return {"A": A.reshape(self.r, -1), "B": B.reshape(self.r, -1).mT}
 
