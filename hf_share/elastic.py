@@ -21,7 +21,7 @@ from .binding import Binding
 from .errors import ConfigError, unknown
 from .plan import SharePlan
 from .rules import with_choices
-from .ties import attached
+from .ties import attached, change_plan
 
 
 LOOPS = "loops"
@@ -106,11 +106,9 @@ class _State:
     def write(self, settings: dict[str, Any] | None) -> None:
         """Make the plans those found here, with `settings`."""
         if self.record is not None and self.plan is not None:
-            self.record.plan = _chosen(self.plan, settings)
-            depths.activate(_plain(self.model), self.record.plan)
-            config = getattr(getattr(self.model, "config", None), "quantization_config", None)
-            if config is not None and hasattr(config, "plan"):
-                config.plan = self.record.plan.to_dict()
+            plan = _chosen(self.plan, settings)
+            depths.activate(_plain(self.model), plan)
+            change_plan(self.model, plan)
         configs = getattr(self.model, "peft_config", {})
         for name, plan in self.adapters.items():
             if name in configs:

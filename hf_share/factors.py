@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import PlanError, unknown
-from .linalg import root, truncated_svd, whitened_svd
+from .linalg import best_factors
 from .rules import Rule, Shape, rule
 from .sites import Site
 
@@ -90,10 +90,7 @@ class Factors(Rule):
     ) -> dict[str, dict[str, Tensor]]:
         values = {}
         for site in sites if self.reads else ():
-            W = source[site.name]
-            if self.calibrated:
-                A, B = whitened_svd(W, self.r, root(moments[site.name]))
-            else:
-                A, B = truncated_svd(W, self.r)
+            moment = moments[site.name] if self.calibrated else None
+            A, B = best_factors(source[site.name], self.r, moment)
             values[site.name] = {"A": A, "B": B}
         return values

@@ -45,6 +45,13 @@ def whitened_svd(W: Tensor, r: int, S: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve_triangular(S, A, upper=False, left=False), B
 
 
+def best_factors(W: Tensor, r: int, M: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`(A, B)` nearest to W of all rank-r factors, or, with the second moment M (in, in) of its inputs, those
+    with the least error of its output.
+    """
+    return truncated_svd(W, r) if M is None else whitened_svd(W, r, root(M))
+
+
 def root(M: Tensor, damping: float = 1e-6) -> Tensor:
     """Lower triangular S with S S^T = M (in, in), a positive semi-definite matrix; a little of its mean
     diagonal is added, more if it takes more to be positive definite.

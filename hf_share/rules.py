@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import PlanError, unknown
-from .linalg import root, truncated_svd, whitened_svd
+from .linalg import best_factors
 from .plan import SharePlan
 from .sites import Site
 from .steps import Arrange, Generate, Step
@@ -314,10 +314,7 @@ class LowRank(Rule):
             residual = source[site.name]
             if not residual.any():
                 continue
-            if self.calibrated:
-                A, B = whitened_svd(residual, self.r, root(moments[site.name]))
-            else:
-                A, B = truncated_svd(residual, self.r)
+            A, B = best_factors(residual, self.r, moments[site.name] if self.calibrated else None)
             values[site.name] = {"A": A, "B": B / self.scale}
         return values
 

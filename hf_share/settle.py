@@ -22,7 +22,7 @@ from .modules import Share, Store
 from .plan import SharePlan
 from .sites import STORES, backbone, resolve, sites
 from .steps import Generate, Step
-from .ties import attached
+from .ties import attached, change_plan
 
 
 @torch.no_grad()
@@ -42,10 +42,7 @@ def settle(model: nn.Module) -> nn.Module:
         return model
     index = {s.name: s for s in sites(model, parts=True)}
     steps = [_settled(model, step, index) for step in record.plan.steps]
-    record.plan = SharePlan(tuple(steps), record.plan.form)
-    config: Any = getattr(getattr(model, "config", None), "quantization_config", None)
-    if config is not None and hasattr(config, "plan"):
-        config.plan = record.plan.to_dict()
+    change_plan(model, SharePlan(tuple(steps), record.plan.form))
     return model
 
 

@@ -62,6 +62,16 @@ def attached(model: nn.Module) -> Attached | None:
     return model.__dict__.get("_hf_share")
 
 
+def change_plan(model: nn.Module, plan: SharePlan) -> None:
+    """Make `plan` the one on the record of `model` and, where it is written there, in its config."""
+    record = attached(model)
+    assert record is not None, "the model is shared"
+    record.plan = plan
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is not None and hasattr(config, "plan"):
+        config.plan = plan.to_dict()
+
+
 def owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that owns tensor `name`, looking through peft's wrappers, and the tensor's attribute."""
     path, _, leaf = name.rpartition(".")

@@ -122,8 +122,16 @@ class DistillTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        labels = inputs["labels"]
         features = {k: v for k, v in inputs.items() if k != "labels"}
+        loss, outputs = self.loss_of(model, features, inputs["labels"], num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def loss_of(
+        self, model: nn.Module, features: dict[str, Any], labels: Tensor, count: Any
+    ) -> tuple[Tensor, Any]:
+        """The loss of one batch, averaged over `count` tokens, and the outputs it is of."""
         if self.tail_weight:
             features["output_hidden_states"] = True
         outputs = model(**features)
@@ -133,15 +141,12 @@ class DistillTrainer(Trainer):
                 teacher = self.teacher(**features)
         logits = None if teacher is None else teacher.logits
         loss = distillation_loss(
-            outputs.logits, logits, labels, self.kd_weight, self.temperature, num_items_in_batch
+            outputs.logits, logits, labels, self.kd_weight, self.temperature, count
         )
         if self.tail_weight and teacher is not None:
             states = (outputs.hidden_states, teacher.hidden_states)
-            tail = tail_loss(*states, labels, self.tail_layers, num_items_in_batch)
-            loss = loss + self.tail_weight * tail
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+            loss = loss + self.tail_weight * tail_loss(*states, labels, self.tail_layers, count)
+        return loss, outputs
 
 
 class StopAfter(TrainerCallback):

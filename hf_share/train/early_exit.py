@@ -185,25 +185,16 @@ class EarlyExitTrainer(DistillTrainer):
         super().__init__(*args, kd_weight=kd_weight, **kwargs)
         self.exit_coef, self.exit_weight, self.checked = exit_coef, kd_weight, False
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        features = {k: v for k, v in inputs.items() if k != "labels"}
+    def loss_of(
+        self, model: nn.Module, features: dict[str, Any], labels: Tensor, count: Any
+    ) -> tuple[Tensor, Any]:
         plain = self.accelerator.unwrap_model(model)
         if not self.checked:
             check_exits(plain, **features)
             self.checked = True
         exits = _exits(plain, model, features)
-        loss = early_exit_loss(
-            exits, inputs["labels"], self.exit_coef, self.exit_weight, self.temperature, num_items_in_batch
-        )
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes
-        return (loss, {"logits": exits[-1]}) if return_outputs else loss
+        loss = early_exit_loss(exits, labels, self.exit_coef, self.exit_weight, self.temperature, count)
+        return loss, {"logits": exits[-1]}
 
 
 def exit_perplexities(model: PreTrainedModel, windows: Tensor, **args: Any) -> tuple[Perplexity, ...]:
