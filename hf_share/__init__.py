@@ -20,6 +20,7 @@ from .hub.register import register
 from .importance import block_influence, rank_correlation, tokenize
 from .materialize import materialize
 from .methods import discover
+from .methods.elastic import ElasticConfig
 from .methods.fold import FoldConfig
 from .methods.masa import MasaConfig
 from .methods.mos import MosConfig
@@ -40,6 +41,7 @@ __all__ = [
     "Arrange",
     "CheckpointError",
     "ConfigError",
+    "ElasticConfig",
     "Estimate",
     "FoldConfig",
     "Generate",

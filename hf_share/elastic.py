@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nested choices: a model may work at several sizes, and `choose` sets one in place.
 
-The choice of a low-rank rule is its `rank`: the first k rows of A and columns of B. The choice of a stack
-whose layers come round several times is its `loops`: the first k visits of each layer. The active choice
-stands in the plan, so it is saved and a reload has it. Switching copies and moves nothing.
+The choice of a low-rank rule is its `rank`: the first k rows of A and columns of B. The choice of a nested
+weight is its `bits`: the first planes of its code. The choice of a stack whose layers come round several
+times is its `loops`: the first k visits of each layer. Ranks and bits may differ from site to site. The
+active choice stands in the plan, so it is saved and a reload has it. Switching copies and moves nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -46,7 +47,8 @@ def choices(model: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 def choose(model: nn.Module, **settings: Any) -> nn.Module:
     """Set a nested choice wherever it is offered, in place: `choose(model, rank=4)`, `choose(model,
-    loops=1)`; None is the full size.
+    loops=1)`; None is the full size. A mapping sets it site by site,
+    `choose(model, bits={"layers.0.mlp.up_proj": 2})`, and leaves the other sites as they are.
 
     Raises:
         ConfigError: if nothing in the model offers the choice, or not this value; nothing is changed then.
@@ -56,15 +58,41 @@ def choose(model: nn.Module, **settings: Any) -> nn.Module:
     for name, value in settings.items():
         if name not in offered:
             raise unknown("choice", name, offered, ConfigError)
-        if value is not None and (isinstance(value, bool) or value not in offered[name]):
+        if isinstance(value, Mapping):
+            _check_sites(model, name, value)
+        elif value is not None and (isinstance(value, bool) or value not in offered[name]):
             raise ConfigError(f"{name}={value!r} is not offered; this model has {_span(offered[name])}")
     now = _State(model)
     now.require(settings)
     for binding in bindings(model):
-        own = {k: v for k, v in settings.items() if k in binding.rule.choices()}
+        own = {k: _at(k, v, binding) for k, v in settings.items() if k in binding.rule.choices()}
+        own = {k: v for k, v in own.items() if v != getattr(binding.rule, k)}
         binding.rule = replace(binding.rule, **own) if own else binding.rule  # type: ignore[type-var]
     now.write(settings)
     return model
+
+
+def _at(name: str, value: Any, binding: Binding) -> Any:
+    """What choice `name` is at the site of `binding`."""
+    if not isinstance(value, Mapping):
+        return value
+    return value.get(binding.site.name, getattr(binding.rule, name))
+
+
+def _check_sites(model: nn.Module, name: str, values: Mapping[str, Any]) -> None:
+    if name == LOOPS:
+        raise ConfigError("loops is a choice of a whole stack; give one number")
+    offered: dict[str, set[Any]] = {}
+    for binding in bindings(model):
+        found = binding.rule.choices().get(name)
+        if found is not None:
+            offered.setdefault(binding.site.name, set(found)).intersection_update(found)
+    for site, value in values.items():
+        if site not in offered:
+            raise unknown(f"site with the choice {name!r}", site, offered, ConfigError)
+        if value is not None and (isinstance(value, bool) or value not in offered[site]):
+            has = _span(tuple(sorted(offered[site])))
+            raise ConfigError(f"{name}={value!r} is not offered at {site!r}, which has {has}")
 
 
 @contextmanager

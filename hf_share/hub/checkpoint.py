@@ -10,6 +10,7 @@ tensors are checked after loading (`ties.py`), since transformers may rename and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def _added(model: nn.Module) -> dict[str, Shape]:
     record, dot = attached(model), prefix(model)
     if record is None:
         return {}
-    named = backbone(model).named_parameters(remove_duplicate=False)
+    base = backbone(model)
+    named = chain(base.named_parameters(remove_duplicate=False), base.named_buffers(remove_duplicate=False))
     added = {name: tuple(value.shape) for name, value in named if is_added(name)}
     guards = {w.removeprefix(dot): tuple(get_tensor(model, s).shape) for s, w in record.guards.items()}
     return added | guards
