@@ -11,6 +11,7 @@ from .drift import kl_drift
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
 from .estimate import Estimate, estimate
+from .extract import extract, subnet_config
 from .formed import form_weights
 from .gates import layer_gates
 from .hub.card import model_card
@@ -27,6 +28,7 @@ from .methods.mos import MosConfig
 from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
+from .registry import subnets
 from .settle import settle
 from .share import compressed, share
 from .steps import Arrange, Generate, Insert
@@ -63,6 +65,7 @@ __all__ = [
     "compressed",
     "describe",
     "estimate",
+    "extract",
     "form_weights",
     "inner_config",
     "kl_drift",
@@ -72,6 +75,8 @@ __all__ = [
     "rank_correlation",
     "settle",
     "share",
+    "subnet_config",
+    "subnets",
     "to_lora",
     "tokenize",
 ]

@@ -40,6 +40,11 @@ class Binding:
     keep: bool = False
     _kept: dict[Rule, Kept] = field(default_factory=dict, repr=False)
 
+    @property
+    def stem(self) -> str:
+        """What the names of private tensors begin with: `q_` for a part of a fused weight."""
+        return f"{self.site.part.name}_" if self.site.part else ""
+
     def place(self, y: Tensor) -> Tensor:
         """Output (..., site's out) -> output of the whole fused weight."""
         return y if self.site.part is None else self.site.part.place(y)

@@ -28,13 +28,16 @@ import torch
 from torch import Tensor
 
 from .errors import PlanError
+from .nested import held, read_kept
 from .rules import LowRank, Rule, Shape, make_rule, rule
 from .sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Around(Rule):
-    """A rule around `inner`, `{"rule": name, "args": {...}}`, with the choice `bits` among `widths`."""
+    """A rule around `inner`, `{"rule": name, "args": {...}}`, with the choice `bits` among `widths`, of which
+    `kept` are still stored.
+    """
 
     kind: ClassVar[str] = "add"
     active: ClassVar[tuple[str, ...]] = ("bits",)
@@ -42,6 +45,7 @@ class _Around(Rule):
     widths: tuple[int, ...]
     inner: Mapping[str, Any]
     bits: int | None = None
+    kept: tuple[int, ...] | None = None
 
     def __post_init__(self):
         name = self.name
@@ -52,6 +56,7 @@ class _Around(Rule):
         object.__setattr__(self, "widths", widths)
         if self.bits is not None and self.bits not in widths:
             raise PlanError(f"{name}: bits is {self.bits!r}; these adapters have {widths}")
+        object.__setattr__(self, "kept", read_kept(self))
         given = self.inner if isinstance(self.inner, Mapping) else {}
         if set(given) - {"rule", "args"} or not isinstance(given.get("rule"), str):
             raise PlanError(f'{name}: inner is {self.inner!r:.80}; {{"rule": ..., "args": ...}} fits')
@@ -70,6 +75,10 @@ class _Around(Rule):
     def width(self) -> int:
         return self.widths[-1] if self.bits is None else self.bits
 
+    def only(self, b: int) -> Rule:
+        """The rule of deltas that are stored for width b alone."""
+        return replace(self, bits=b, kept=(b,))
+
     def check(self, sites: Sequence[Site]) -> None:
         self.made.check(sites)
 
@@ -77,30 +86,31 @@ class _Around(Rule):
         return self.made.constants(site, sites)
 
     def choices(self) -> dict[str, tuple[Any, ...]]:
-        return {"bits": self.widths}
+        return {} if self.kept else {"bits": self.widths}
 
 
 @rule
 @dataclass(frozen=True, kw_only=True)
 class ByWidth(_Around):
-    """The tensors of the inner rule once for each width: `A_2`, `B_2`, `A_3`, ..."""
+    """The tensors of the inner rule once for each width: `A_2bit`, `B_2bit`, `A_3bit`, ..."""
 
     name: ClassVar[str] = "by_width"
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
-        return self._each(self.made.shared(sites))
+        return self._each(self.made.shared(sites), self.kept or self.widths)
 
     def private(self, site: Site) -> dict[str, Shape]:
-        return self._each(self.made.private(site))
+        return self._each(self.made.private(site), held(self))
 
-    def _each(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        return {f"{name}_{b}": shape for b in self.widths for name, shape in shapes.items()}
+    @staticmethod
+    def _each(shapes: Mapping[str, Shape], widths: Sequence[int]) -> dict[str, Shape]:
+        return {f"{name}_{b}bit": shape for b in widths for name, shape in shapes.items()}
 
     def whole(self, name: str) -> torch.dtype | None:
         return self.made.whole(name.rpartition("_")[0])
 
     def form(self, t: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        end, every = f"_{self.width}", tuple(f"_{b}" for b in self.widths)
+        end, every = f"_{self.width}bit", tuple(f"_{b}bit" for b in self.widths)
         own = {name.removesuffix(end): value for name, value in t.items() if name.endswith(end)}
         constants = {name: value for name, value in t.items() if not name.endswith(every)}
         return self.made.form({**constants, **own})

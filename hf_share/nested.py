@@ -24,7 +24,7 @@ plane more. `base` says how codes are found: "minmax" (clipped ranges), "gptq" (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -50,12 +50,13 @@ class Nested(Rule):
 
     Args:
         widths: the widths b that are offered, narrowest first.
-        planes: n, at least the widest width; that width if None.
+        planes: n, with slicing "matquant" at least the widest width; that width if None.
         group_size: G.
         lambdas: what an error counts at each width when codes are chosen; 2^-(widest - b) if None.
         affine: "fp16" or "fp32", in which scales and offsets are kept.
         tied: whether all sites of the group are visits of one weight, whose code is then stored once.
         bits: the active width; the widest if None.
+        kept: the widths that are still stored, if not all; each site then holds its active one alone.
     """
 
     name: ClassVar[str] = "nested"
@@ -72,6 +73,7 @@ class Nested(Rule):
     affine: str = "fp16"
     tied: bool = False
     bits: int | None = None
+    kept: tuple[int, ...] | None = None
 
     def __post_init__(self):
         widths = tuple(self.widths) if isinstance(self.widths, (list, tuple)) else ()
@@ -88,8 +90,14 @@ class Nested(Rule):
         for name, fit in (("slicing", SLICINGS), ("base", BASES), ("affine", SPELLED)):
             if getattr(self, name) not in fit:
                 raise unknown(f"nested {name}", getattr(self, name), fit)
+        if self.slicing != "matquant" and self.depth != widths[-1]:
+            raise PlanError(
+                f"nested: a code of {self.depth} bits has planes that no width of {widths} reads; only "
+                "slicing 'matquant' rounds by them"
+            )
         if self.bits is not None and self.bits not in widths:
             raise PlanError(f"nested: bits is {self.bits!r}; this weight has {', '.join(map(str, widths))}")
+        object.__setattr__(self, "kept", read_kept(self))
         self._read_lambdas()
 
     def _read_lambdas(self) -> None:
@@ -118,31 +126,17 @@ class Nested(Rule):
                     f"{sites[0].shape}"
                 )
 
-    def _shapes(self, site: Site) -> dict[str, Shape]:
+    def _shapes(self, site: Site, widths: Sequence[int]) -> dict[str, Shape]:
         eights = (site.out_features, -(-site.in_features // 8))
         lines = (site.out_features, groups_of(site.in_features, self.group_size))
-        shapes: dict[str, Shape] = {}
-        for stem, count in self._codes().items():
-            shapes |= {f"{stem}_{k}": eights for k in range(count)}
-        for b in self._lines():
-            shapes |= {f"scale_{b}": lines, f"offset_{b}": lines}
-        return shapes
-
-    def _codes(self) -> dict[str, int]:
-        """Stem of the names of a code's planes -> number of planes."""
-        if self.slicing == "copies":
-            return {f"plane{b}": b for b in self.widths}
-        return {"plane": self.depth}
-
-    def _lines(self) -> tuple[int, ...]:
-        """The widths that have a scale and an offset of their own."""
-        return self.widths if self.slicing != "matquant" else (self.depth,)
+        names = sorted({name for b in widths for name in self.names(b)})
+        return {name: eights if name.startswith("plane") else lines for name in names}
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
-        return self._shapes(sites[0]) if self.tied else {}
+        return self._shapes(sites[0], self.kept or self.widths) if self.tied else {}
 
     def private(self, site: Site) -> dict[str, Shape]:
-        return {} if self.tied else self._shapes(site)
+        return {} if self.tied else self._shapes(site, held(self))
 
     def whole(self, name: str) -> torch.dtype:
         return torch.uint8 if name.startswith("plane") else SPELLED[self.affine][1]
@@ -151,6 +145,10 @@ class Nested(Rule):
     def width(self) -> int:
         """The active width."""
         return self.widths[-1] if self.bits is None else self.bits
+
+    def only(self, b: int) -> Nested:
+        """The rule of a weight that is stored at width b alone."""
+        return replace(self, bits=b, kept=(b,))
 
     def names(self, b: int) -> list[str]:
         """The tensors that the weight of width b is made of."""
@@ -206,10 +204,9 @@ class Nested(Rule):
             made = [self._tensors(self._codes_of(W, M, b, {b: 1.0}), f"plane{b}", b, (b,)) for b in widths]
             return {name: value for tensors in made for name, value in tensors.items()}
         if self.slicing == "matquant":
-            coded = self._codes_of(W, M, self.depth, {self.depth: 1.0})
-        else:
-            coded = self._codes_of(W, M, self.depth, widths)
-        return self._tensors(coded, "plane", self.depth, self._lines())
+            widths = {self.depth: 1.0}
+        coded = self._codes_of(W, M, self.depth, widths)
+        return self._tensors(coded, "plane", self.depth, tuple(widths))
 
     def _codes_of(self, W: Tensor, M: Tensor | None, bits: int, widths: Mapping[int, float]) -> Coded:
         if self.base == "gptq":
@@ -226,4 +223,25 @@ class Nested(Rule):
         return out
 
     def choices(self) -> dict[str, tuple[Any, ...]]:
-        return {"bits": self.widths}
+        return {} if self.kept else {"bits": self.widths}
+
+
+def read_kept(rule: Any) -> tuple[int, ...] | None:
+    """The field `kept` of a rule with widths: some of them, the active one among them."""
+    if rule.kept is None:
+        return None
+    kept = tuple(rule.kept) if isinstance(rule.kept, (list, tuple)) else ()
+    if not kept or any(b not in rule.widths for b in kept) or list(kept) != sorted(set(kept)):
+        raise PlanError(f"{rule.name}: kept is {rule.kept!r:.80}; some of {rule.widths}, rising, fit")
+    if rule.bits is not None and rule.bits not in kept:
+        raise PlanError(f"{rule.name}: bits is {rule.bits}, and only {kept} are kept")
+    return kept
+
+
+def held(rule: Any) -> tuple[int, ...]:
+    """The widths that a site with this rule stores: every one, or, once only some are kept, the active one;
+    before it is known which that is, all that are kept.
+    """
+    if rule.kept is None:
+        return rule.widths
+    return rule.kept if rule.bits is None else (rule.bits,)

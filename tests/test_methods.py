@@ -337,7 +337,7 @@ ROWS = {
         fold_then(masa(num_atoms=2), group_size=2), atoms(2), adapter=True, start=as_dense
     ),
     "Elastic bits": Row(
-        elastic(r_private=2, r_shared=3), added(by_bits(2, 3)), start=unsaid, idle="_2$"
+        elastic(r_private=2, r_shared=3), added(by_bits(2, 3)), start=unsaid, idle="_2bit$"
     ),
     "Elastic bits, no deltas": Row(
         elastic(preset="matquant", bits=[2, 4]),
@@ -351,7 +351,7 @@ ROWS = {
         fold_then(elastic(r_private=1, r_shared=1, pooled=True), group_size=2),
         lambda model: stored(PAIRS)(model) + by_bits(1, 1, codes=2, pooled=16)(model),
         start=unsaid,
-        idle="_2$",
+        idle="_2bit$",
     ),
     "Fold, remove": Row(fold(remove=[1]), stored([[0], [2], [3]])),
     "Fold, groups of 2": Row(fold(group_size=2), stored(PAIRS)),

@@ -26,7 +26,7 @@ A weight that stands at several depths keeps one code. `choose(model, bits=3)` s
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -38,10 +38,12 @@ from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
 from ..nested import BASES, Nested
 from ..plan import SharePlan
+from ..rebuild import rebuild
 from ..rules import LowRank, Rule
 from ..sites import Site, backbone, resolve
 from ..steps import Generate
 from ..targets import ALL_LINEAR, select
+from ..visits import first_visit
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -144,9 +146,20 @@ class ElasticConfig(ShareConfig):
         return bool(self.settings["bits"]) and self.settings["base"] == "gptq"
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
+        base = backbone(model)
+        return self._plan_of(model, lambda site: id(getattr(resolve(base, site.module), "weight", site)))
+
+    def steps_after(self, model: nn.Module, before: SharePlan, calibration: Any = None) -> SharePlan:
+        shaped = rebuild(model, before.arranges) if before.arranges else None
+        if shaped is None:
+            return super().steps_after(model, before, calibration)
+        return self._plan_of(shaped, lambda site: first_visit(site, before.arranges))
+
+    def _plan_of(self, model: nn.Module, weight: Callable[[Site], Hashable]) -> SharePlan:
+        """The plan for `model`, in which sites have one weight if `weight` says the same of them."""
         s = self.settings
         targets = select(model, self)
-        plan = SharePlan(tuple(self._codes(model, targets)) if s["bits"] else ())
+        plan = SharePlan(tuple(self._codes(model, targets, weight)) if s["bits"] else ())
         for stem, around, r, config in (
             ("private", ByWidth, s["r_private"], self.private),
             ("shared", Gated, s["r_shared"], self.shared),
@@ -158,12 +171,14 @@ class ElasticConfig(ShareConfig):
             plan += SharePlan((_step(delta, targets, *group_names(model, "elastic", [targets[:1]])),))
         return plan
 
-    def _codes(self, model: nn.Module, targets: Sequence[Site]) -> list[Generate]:
+    def _codes(
+        self, model: nn.Module, targets: Sequence[Site], weight: Callable[[Site], Hashable]
+    ) -> list[Generate]:
         """A step for the weights that stand at one depth, and one for each that stands at several."""
-        s, base = self.settings, backbone(model)
-        visits: dict[int, list[Site]] = {}
+        s = self.settings
+        visits: dict[Hashable, list[Site]] = {}
         for site in targets:
-            visits.setdefault(id(getattr(resolve(base, site.module), "weight", site)), []).append(site)
+            visits.setdefault(weight(site), []).append(site)
         code = Nested(
             widths=tuple(s["bits"]), planes=self.master_bits, group_size=self.group_size,
             slicing=s["slicing"], base=s["base"], affine=self.affine,
