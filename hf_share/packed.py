@@ -7,11 +7,11 @@ The format (`pack-quantized`) is read with its zero at zero,
 
     w = s q        q from -2^(b-1) to 2^(b-1) - 1
 
-where a nested weight has a line of its own. (It has a form with an offset, too; transformers 5.23 with
-compressed-tensors 0.20 packs those offsets in the file and looks for them unpacked, so cannot load it.) So the
-weight, with its deltas merged, gets a grid of its own: for a range of clippings, and for both signs of s, since
-the grid reaches further down than up, the nearest codes, then the least-squares s, and the best of all for each
-group. That costs little at 4 bits and much at 2: measure what you export.
+where a nested weight has a line of its own. (It has a form with an offset, too, but transformers 5.23 with
+compressed-tensors 0.20 looks for offsets unpacked where the file holds them packed, and cannot load it.) So
+the weight, with its deltas merged, gets a grid of its own: for a range of clippings, and for both signs of s,
+since the grid reaches further down than up, the nearest codes, then the least-squares s, and the best of all
+for each group. That costs little at 4 bits and much at 2: measure what you export.
 
 Groups divide the inputs evenly in this format; the largest group up to the asked size that does is taken.
 """
@@ -89,8 +89,8 @@ def group_of(width: int, group_size: int) -> int:
 
 @torch.no_grad()
 def packed(model: nn.Module, folder: Path, group_size: int | None = None) -> nn.Module:
-    """Write the active size of an elastic model to `folder` in this format, and return the plain model that the
-    file stands for: the one stock transformers will load.
+    """Write the active size of an elastic model to `folder` in this format, and return the plain model that
+    the file stands for: the one stock transformers will load.
 
     Args:
         group_size: inputs that have one scale; as the model's codes have if None.

@@ -37,7 +37,8 @@ def test_more_bits_and_smaller_groups_are_nearer():
     errors = {
         (b, g): float((W - integer_grid(W, b, g).weight()).norm()) for b, g in product((2, 4, 8), (16, 64))
     }
-    assert errors[2, 64] > errors[4, 64] > errors[8, 64] and all(errors[b, 16] < errors[b, 64] for b in (2, 4))
+    assert errors[2, 64] > errors[4, 64] > errors[8, 64]
+    assert all(errors[b, 16] < errors[b, 64] for b in (2, 4))
     assert [group_of(n, 32) for n in (64, 172, 17)] == [32, 4, 17]
     with pytest.raises(ConfigError, match="groups of 24 do not divide 64"):
         integer_grid(W, 4, 24)
