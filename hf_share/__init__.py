@@ -20,6 +20,7 @@ from .hub.record import inner_config
 from .hub.register import register
 from .importance import block_influence, rank_correlation, tokenize
 from .materialize import materialize
+from .merge import merge_deltas
 from .methods import discover
 from .methods.elastic import ElasticConfig
 from .methods.fold import FoldConfig
@@ -71,6 +72,7 @@ __all__ = [
     "kl_drift",
     "layer_gates",
     "materialize",
+    "merge_deltas",
     "model_card",
     "rank_correlation",
     "settle",

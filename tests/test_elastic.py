@@ -356,3 +356,28 @@ def test_codes_do_not_ride_in_an_adapter():
 
     with pytest.raises(Refused, match="stores whole numbers"):
         get_peft_model(zoo.build("llama"), ElasticConfig(group_size=16))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_pooled_deltas_merge_into_offsets(arch, tmp_path):
+    model = elastic(arch, pooled=True, r_private=2, r_shared=2)
+    batch = zoo.inputs(model)
+    expected = {b: zoo.logits(hf_share.choose(model, bits=b), **batch) for b in (2, 3, 4)}
+    merged = hf_share.merge_deltas(copy.deepcopy(model))
+    assert not [n for n, _ in merged.named_parameters() if ".share." in n]
+    merged.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    for b, logits in expected.items():
+        got = zoo.logits(hf_share.choose(merged, bits=b), **batch)
+        assert (got - logits).norm() <= 1e-5 * logits.norm()
+        assert torch.equal(zoo.logits(hf_share.choose(loaded, bits=b), **batch), got)
+    with pytest.raises(ConfigError, match="no pooled deltas"):
+        hf_share.merge_deltas(merged)
+
+
+def test_deltas_that_do_not_fit_offsets_stay(tmp_path):
+    with pytest.raises(ConfigError, match="no pooled deltas"):
+        hf_share.merge_deltas(elastic())
+    fold = ShareConfig(methods=[FoldConfig(group_size=2), ElasticConfig(group_size=16, pooled=True)])
+    with pytest.raises(Refused, match="no other depth uses"):
+        hf_share.merge_deltas(hf_share.share(zoo.build("llama"), fold))

@@ -26,7 +26,7 @@ LAYERS = (
     "attach",
     "importance gates",
     "fit materialize describe plots elastic drift activations",
-    "formed settle extract costs packed",
+    "formed settle extract costs packed merge",
     "methods",
     "hub share train search eval shapes",
     "estimate",
