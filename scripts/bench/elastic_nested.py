@@ -29,19 +29,20 @@ OUTPUT = Path(__file__).resolve().parents[2] / "model_cards" / "results" / "elas
 BOUNDS = {2: 0.25, 3: 0.02, 4: 0.02}  # nats over separate models
 INTRO = """`python scripts/bench/elastic_nested.py --models stories260k tinystories-7m --text valid.txt`
 
-NLL of held-out stories (windows of 128 tokens from byte 60,000 on) before any training; groups of 32 inputs,
-scales and offsets in fp16. *Separate* is a code for each width, clip-searched by itself (`slicing="copies"`);
+NLL of held-out stories (windows of 128 tokens from byte 60,000 on) before any training; groups of 32
+inputs, scales and offsets in fp16. *Separate* is a code for each width, clip-searched by itself (`slicing="copies"`);
 *nested* is one code with a line for each width, *matquant* one code with one line, rounded. GPTQ is calibrated
 on the first 60,000 bytes. File: all three widths, against three files of one width each."""
 
 
 def wanted(models, results):
     for model in models:
-        yield cells.Cell(f"{Path(model).name}/dense", {"model": Path(model).name, "slicing": "dense", "base": ""})
+        name = Path(model).name
+        yield cells.Cell(f"{name}/dense", {"model": name, "slicing": "dense", "base": ""})
         for base in BASES:
             for slicing in SLICINGS:
-                settings = {"model": Path(model).name, "slicing": slicing, "base": base, "group_size": 32}
-                yield cells.Cell(f"{Path(model).name}/{base}/{slicing}", settings)
+                settings = {"model": name, "slicing": slicing, "base": base, "group_size": 32}
+                yield cells.Cell(f"{name}/{base}/{slicing}", settings)
 
 
 def measure(s, models, text, tokens):
@@ -69,7 +70,8 @@ def measure(s, models, text, tokens):
         two = hf_share.choose(shared, bits=2)(input_ids=ids).logits
         found["two_planes_bit_equal"] = bool(torch.equal(small.eval()(input_ids=ids).logits, two))
     if deltas:
-        found["merge_error"] = merge_error(model, hf_share.ElasticConfig(**config, **deltas), calibration, ids)
+        pooled = hf_share.ElasticConfig(**config, **deltas)
+        found["merge_error"] = merge_error(model, pooled, calibration, ids)
     return found
 
 
@@ -107,7 +109,7 @@ def nll(model, ids):
 
 
 def page(results):
-    head = ("model, base", "codes", "2 bits", "3 bits", "4 bits", "file kB", "over 3 files", "2 planes", "merge")
+    head = ("model, base", "codes", "2 bits", "3 bits", "4 bits", "file kB", "of 3 files", "2 planes", "merge")
     rows, points = [], {}
     for name in dict.fromkeys(row["model"] for row in results.values()):
         dense = results.get(f"{name}/dense")
@@ -133,7 +135,8 @@ def page(results):
     text = ["# One file for several widths", INTRO, table(head, rows), *verdicts(results)]
     write(OUTPUT, "\n\n".join(text))
     if points:
-        scatter(OUTPUT.with_suffix(".png"), points, "bytes of the file of all widths (MB)", "mean NLL of 2, 3, 4 bits")
+        plot = OUTPUT.with_suffix(".png")
+        scatter(plot, points, "bytes of the file of all widths (MB)", "mean NLL of 2, 3, 4 bits")
     return "\n\n".join(text)
 
 
@@ -148,13 +151,14 @@ def verdicts(results):
         held = all(more[b] <= BOUNDS[b] for b in WIDTHS)
         over = pair[0]["file_bytes"] / sum(pair[1]["bytes_by_width"])
         yield (
-            f"{name}: nested minus separate {told}: {'held' if held else 'NOT held'}; file {over:.2f} of three "
-            f"(at most 0.60): {'held' if over <= 0.6 else 'NOT held'}."
+            f"{name}: nested minus separate {told}: {'held' if held else 'NOT held'}; file {over:.2f} of the "
+            f"three (at most 0.60): {'held' if over <= 0.6 else 'NOT held'}."
         )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shown = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--text", required=True, help="plain text, of which the first 60,000 bytes calibrate")
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens an NLL is measured on")
