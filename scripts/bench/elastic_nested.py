@@ -30,9 +30,10 @@ BOUNDS = {2: 0.25, 3: 0.02, 4: 0.02}  # nats over separate models
 INTRO = """`python scripts/bench/elastic_nested.py --models stories260k tinystories-7m --text valid.txt`
 
 NLL of held-out stories (windows of 128 tokens from byte 60,000 on) before any training; groups of 32
-inputs, scales and offsets in fp16. *Separate* is a code for each width, clip-searched by itself (`slicing="copies"`);
-*nested* is one code with a line for each width, *matquant* one code with one line, rounded. GPTQ is calibrated
-on the first 60,000 bytes. File: all three widths, against three files of one width each."""
+inputs, scales and offsets in fp16. *Separate* is a code for each width, clip-searched by itself
+(`slicing="copies"`); *nested* is one code with a line for each width, *matquant* one code with one line,
+rounded. GPTQ is calibrated on the first 60,000 bytes. File: all three widths, against three files of one
+width each."""
 
 
 def wanted(models, results):
@@ -109,7 +110,7 @@ def nll(model, ids):
 
 
 def page(results):
-    head = ("model, base", "codes", "2 bits", "3 bits", "4 bits", "file kB", "of 3 files", "2 planes", "merge")
+    columns = ("2 bits", "3 bits", "4 bits", "file kB", "of 3 files", "2 planes", "merge")
     rows, points = [], {}
     for name in dict.fromkeys(row["model"] for row in results.values()):
         dense = results.get(f"{name}/dense")
@@ -132,7 +133,7 @@ def page(results):
                 if base == "minmax":
                     bytes_of = interval([row["file_bytes"] / 1e6])
                     points.setdefault(name, {})[label] = (bytes_of, interval([sum(nats) / 3]))
-    text = ["# One file for several widths", INTRO, table(head, rows), *verdicts(results)]
+    text = ["# One file for several widths", INTRO, table(("model, base", "codes", *columns), rows), *verdicts(results)]
     write(OUTPUT, "\n\n".join(text))
     if points:
         plot = OUTPUT.with_suffix(".png")
