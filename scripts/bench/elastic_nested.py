@@ -133,7 +133,8 @@ def page(results):
                 if base == "minmax":
                     bytes_of = interval([row["file_bytes"] / 1e6])
                     points.setdefault(name, {})[label] = (bytes_of, interval([sum(nats) / 3]))
-    text = ["# One file for several widths", INTRO, table(("model, base", "codes", *columns), rows), *verdicts(results)]
+    shown = table(("model, base", "codes", *columns), rows)
+    text = ["# One file for several widths", INTRO, shown, *verdicts(results)]
     write(OUTPUT, "\n\n".join(text))
     if points:
         plot = OUTPUT.with_suffix(".png")
