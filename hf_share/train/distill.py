@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from ..errors import ConfigError
+from ..guards import ready_to_train
 from .divergences import KL, Divergence
 
 
@@ -113,6 +114,7 @@ class DistillTrainer(Trainer):
         if tail_weight and teacher is None:
             raise ConfigError(f"tail_weight={tail_weight} compares hidden states with a teacher's; give one")
         super().__init__(*args, **kwargs)
+        ready_to_train(self.model)
         self.kd_weight = kd_weight if teacher is not None else 0.0
         self.temperature, self.divergence = temperature, divergence
         self.tail_weight, self.tail_layers = tail_weight, tail_layers
