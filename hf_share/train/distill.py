@@ -141,18 +141,22 @@ class DistillTrainer(Trainer):
         if self.tail_weight:
             features["output_hidden_states"] = True
         outputs = model(**features)
-        teacher = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher(**features)
-        logits = None if teacher is None else teacher.logits
+        logits, states = self._taught(features)
         loss = distillation_loss(
             outputs.logits, logits, labels, self.kd_weight, self.temperature, count, self.divergence
         )
-        if self.tail_weight and teacher is not None:
-            states = (outputs.hidden_states, teacher.hidden_states)
-            loss = loss + self.tail_weight * tail_loss(*states, labels, self.tail_layers, count)
+        if self.tail_weight:
+            tail = tail_loss(outputs.hidden_states, states, labels, self.tail_layers, count)
+            loss = loss + self.tail_weight * tail
         return loss, outputs
+
+    @torch.no_grad()
+    def _taught(self, features: dict[str, Any], index: Any = None) -> tuple[Any, Any]:
+        """The teacher's logits and hidden states."""
+        if self.teacher is None:
+            return None, None
+        found = self.teacher(**features)
+        return found.logits, found.hidden_states
 
 
 class StopAfter(TrainerCallback):
