@@ -19,6 +19,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
 WORKER = Path(__file__).parent / "workers" / "elastic.py"
 
 
+def start(rank: int, log: Path, base: dict[str, str], folder: Path) -> subprocess.Popen:
+    env = {**base, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder)], env=env, stdout=out, stderr=subprocess.STDOUT
+        )
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("elastic")
@@ -29,13 +37,7 @@ def ranks(tmp_path_factory) -> list[dict]:
     base |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
     base |= {"ACCELERATE_USE_CPU": "true"}
     logs = [folder / f"rank{rank}.log" for rank in range(2)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder)], stderr=subprocess.STDOUT, stdout=log.open("w"),
-            env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, log in enumerate(logs)
-    ]  # fmt: skip
+    workers = [start(rank, log, base, folder) for rank, log in enumerate(logs)]
     try:
         codes = [worker.wait(timeout=540) for worker in workers]
     finally:
