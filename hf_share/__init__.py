@@ -14,6 +14,7 @@ from .estimate import Estimate, estimate
 from .extract import extract, subnet_config
 from .formed import form_weights
 from .gates import layer_gates
+from .guards import check_backend_gradients
 from .hub.card import model_card
 from .hub.lora import to_lora
 from .hub.record import inner_config
@@ -60,6 +61,7 @@ __all__ = [
     "SharePlan",
     "SiteError",
     "block_influence",
+    "check_backend_gradients",
     "choices",
     "choose",
     "chosen",

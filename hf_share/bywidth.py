@@ -131,7 +131,9 @@ class ByWidth(_Around):
 @rule
 @dataclass(frozen=True, kw_only=True)
 class Gated(_Around):
-    """The inner rule's delta times `g` (widths,), one number for each width of each site."""
+    """The inner rule's delta times `g_2bit`, `g_3bit`, ... (1,), one number for each width of each site: a
+    tensor each, so that training one width leaves the others' alone.
+    """
 
     name: ClassVar[str] = "gated"
 
@@ -139,14 +141,19 @@ class Gated(_Around):
         return self.made.shared(sites)
 
     def private(self, site: Site) -> dict[str, Shape]:
-        return {**self.made.private(site), "g": (len(self.widths),)}
+        gates = {name: (1,) for name, b in self._gates.items() if b in held(self)}
+        return {**self.made.private(site), **gates}
+
+    @property
+    def _gates(self) -> dict[str, int]:
+        return {f"g_{b}bit": b for b in self.widths}
 
     def whole(self, name: str) -> torch.dtype | None:
-        return None if name == "g" else self.made.whole(name)
+        return None if name in self._gates else self.made.whole(name)
 
     def form(self, t: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        formed = self.made.form({name: value for name, value in t.items() if name != "g"})
-        return {**formed, "g": t["g"][self.widths.index(self.width)]}
+        formed = self.made.form({name: value for name, value in t.items() if name not in self._gates})
+        return {**formed, "g": t[f"g_{self.width}bit"]}
 
     def weight(self, t: Mapping[str, Tensor]) -> Tensor:
         return t["g"] * self.made.weight(t)
@@ -159,11 +166,11 @@ class Gated(_Around):
         return None if found is None else (found[0], t["g"] * found[1])
 
     def reset(self, name: str, tensor: Tensor, sites: Sequence[Site], generator: torch.Generator) -> None:
-        if name != "g":
+        if name not in self._gates:
             return self.made.reset(name, tensor, sites, generator)
+        widest = len(self.widths) > 1 and self._gates[name] == self.widths[-1]
         with torch.no_grad():
-            tensor.fill_(1.0)
-            tensor[-1 if len(self.widths) > 1 else len(self.widths) :] = 0.0
+            tensor.fill_(0.0 if widest else 1.0)
 
 
 @rule

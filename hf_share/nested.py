@@ -128,7 +128,8 @@ class Nested(Rule):
 
     def _shapes(self, site: Site, widths: Sequence[int]) -> dict[str, Shape]:
         eights = (site.out_features, -(-site.in_features // 8))
-        lines = (site.out_features, groups_of(site.in_features, self.group_size))
+        count = groups_of(site.in_features, self.group_size)
+        lines = (site.out_features, count, SPELLED[self.affine].itemsize)
         names = sorted({name for b in widths for name in self.names(b)})
         return {name: eights if name.startswith("plane") else lines for name in names}
 
@@ -139,7 +140,7 @@ class Nested(Rule):
         return {} if self.tied else self._shapes(site, held(self))
 
     def whole(self, name: str) -> torch.dtype:
-        return torch.uint8 if name.startswith("plane") else SPELLED[self.affine][1]
+        return torch.uint8
 
     @property
     def width(self) -> int:

@@ -5,8 +5,8 @@
 A code q of n bits at each of (out, in) places is n tensors (out, ceil(in / 8)) of bytes, eight places a byte,
 the first place in the highest bit. Who wants q >> (n - b) reads b of them.
 
-Numbers that no cast may touch, such as scales in fp16 beside weights in bf16, are kept as the whole numbers
-their bits spell.
+Numbers that no cast may touch, such as scales in fp16 beside weights in bf16, are kept as their bytes (...,
+2 or 4). Bytes are what every back-end of torch.distributed sends; 16-bit whole numbers it refuses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 SHIFTS = (7, 6, 5, 4, 3, 2, 1, 0)
-SPELLED = {"fp16": (torch.float16, torch.int16), "fp32": (torch.float32, torch.int32)}
+SPELLED = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 def pack(codes: Tensor, bits: int) -> list[Tensor]:
@@ -41,12 +41,11 @@ def unpack(planes: Sequence[Tensor], width: int) -> Tensor:
 
 
 def spell(values: Tensor, kind: str) -> Tensor:
-    """Floating-point values, rounded to `kind` ("fp16", "fp32"), as the whole numbers their bits spell."""
-    floating, whole = SPELLED[kind]
-    return values.to(floating).view(whole)
+    """Floating-point values (...), rounded to `kind` ("fp16", "fp32"), as their bytes (..., 2 or 4)."""
+    return values.to(SPELLED[kind]).contiguous().unsqueeze(-1).view(torch.uint8)
 
 
 def read(spelled: Tensor) -> Tensor:
     """The values `spell` wrote, in fp32."""
-    floating = next(f for f, whole in SPELLED.values() if whole == spelled.dtype)
-    return spelled.view(floating).float()
+    floating = next(f for f in SPELLED.values() if f.itemsize == spelled.shape[-1])
+    return spelled.view(floating).squeeze(-1).float()

@@ -209,8 +209,9 @@ def test_only_the_active_width_trains():
 
 def test_gates_start_open_but_for_the_widest():
     model = hf_share.share(zoo.build("llama"), ElasticConfig(group_size=16))
-    gates = [p for n, p in model.named_parameters() if n.endswith(".share.g")]
-    assert len(gates) == LINES["llama"] and all(g.tolist() == [1.0, 1.0, 0.0] for g in gates)
+    for name, start in (("g_2bit", 1.0), ("g_3bit", 1.0), ("g_4bit", 0.0)):
+        gates = [p for n, p in model.named_parameters() if n.endswith(f".share.{name}")]
+        assert len(gates) == LINES["llama"] and all(g.tolist() == [start] for g in gates)
 
 
 def test_choices_survive_and_casts_leave_codes_alone(tmp_path):

@@ -20,7 +20,7 @@ LAYERS = (
     "fused sites peft_type",
     "rules rebuild targets config attention",
     "binding shelter adapter scale atoms factors nested bywidth",
-    "modules allocate",
+    "modules allocate guards",
     "registry ties visits depths dense",
     "arrange",
     "attach",

@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from ..eval.harness import task_scores
 from ..eval.perplexity import perplexity
+from ..guards import never_repack
 from ..hub.outline import file_bytes
 from ..hub.record import inner_config
-from ..hub.tuner import never_repack
 from ..plan import SharePlan
 from ..ties import attached
 from ..train.heal import HealConfig, heal

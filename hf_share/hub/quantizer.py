@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..attach import arrange, attach, bind, check
 from ..errors import ConfigError, PlanError, Refused, unknown
+from ..guards import activations_quantised
 from ..plan import SharePlan
 from ..shelter import Shelter, sheltered
 from ..sites import prefix
@@ -109,6 +110,7 @@ class SharedQuantizer(HfQuantizer):
         self.inner: HfQuantizer | None = None
         self.converters: list[WeightConverter] = []
         self.only_for_loading: list[Any] = []  # saving has ways of its own for guards and quantised weights
+        self.trains = True
         if inner is not None:
             self.inner = _make_inner(copy.deepcopy(inner), kwargs)
         self.pre_quantized = self.inner.pre_quantized if self.inner else True
@@ -137,6 +139,7 @@ class SharedQuantizer(HfQuantizer):
         model._weight_conversions = [c for c in kept if id(c) not in done]
         model.config.quantization_config = self.quantization_config.written()
         if self.inner is not None:
+            self.trains = not activations_quantised(model)
             return self.inner._process_model_after_weight_loading(model, **kwargs)
         # left set, these make Trainer refuse full fine-tuning and `save_pretrained` ignore its state_dict
         # argument
@@ -201,7 +204,7 @@ class SharedQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return bool(self.inner.is_trainable) if self.inner else True
+        return bool(self.inner.is_trainable) and self.trains if self.inner else True
 
     @property
     def is_qat_trainable(self) -> bool:

@@ -29,6 +29,7 @@ from ..attach import check, step_sites
 from ..config import ShareConfig
 from ..errors import ConfigError, Refused
 from ..fit import Whole, build, capture, starting_values
+from ..guards import never_repack, ready_to_train
 from ..materialize import make_plain
 from ..peft_type import PREFIX
 from ..plan import SharePlan
@@ -135,7 +136,8 @@ class ShareModel(BaseTuner):
         shapes = bool(structure(plan).steps) and (record is None or not structure(record.plan).steps)
         check(model, plan if shapes else adds)
         self._seed = draw_seed()
-        never_repack(model)
+        make_ready = never_repack if peft_config.inference_mode else ready_to_train
+        make_ready(model)
         whole = None if peft_config.is_loaded else Whole(model, plan if shapes else adds)
         if shapes:
             build(model, structure(plan), self._seed)
@@ -306,17 +308,6 @@ def _pass_names(
     if beams > 1 and rows == beams * len(names):
         names = [name for name in names for _ in range(beams)]
     return args, {**kwargs, "adapter_names": names}
-
-
-def never_repack(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for CPUs with AVX512-BF16 at the first forward pass that
-    needs no gradient: no gradient comes back through packed weights, or a wrong one.
-    """
-    for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
-                module.state_dict()  # unpacks in place
-            module.support_avx512bf16_for_cpu = False
 
 
 def drop_adapter_stores(model: nn.Module) -> None:

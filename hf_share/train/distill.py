@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: a shared model learns from the model it was made of.
 
-    L = (1 - w) CE(labels, student) + w T^2 KL(teacher || student) + b sum over last n layers of MSE(h, h')
+    L = (1 - w) CE(labels, student) + w T^2 D(teacher || student) + b sum over last n layers of MSE(h, h')
 
 with both distributions at temperature T, all averaged over predicted tokens; h and h' are the hidden states
 of student and teacher, and the MSE is also averaged over their width. The teacher is frozen and runs once for
-each batch. This is forward KL, which the recursive-transformers work found best of four; w = b = 0 is plain
-training and needs no teacher.
+each batch. D is forward KL, which the recursive-transformers work found best of four, or another divergence
+(see `divergences`); w = b = 0 is plain training and needs no teacher.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from ..errors import ConfigError
+from ..guards import ready_to_train
+from .divergences import KL, Divergence
 
 
 def distillation_loss(
@@ -32,6 +34,7 @@ def distillation_loss(
     weight: float,
     temperature: float,
     count: Any = None,
+    divergence: Divergence = KL,
 ) -> Tensor:
     """The loss above from logits.
 
@@ -39,6 +42,7 @@ def distillation_loss(
         student, teacher: logits (batch, length, vocabulary); position t predicts token t + 1.
         labels: token ids (batch, length), -100 where nothing is to be learnt.
         count: number of tokens to average over, if not those of this batch (gradient accumulation).
+        divergence: D, summed over tokens.
     """
     targets = labels[:, 1:]
     kept = targets != -100
@@ -50,7 +54,7 @@ def distillation_loss(
     if teacher is not None and weight > 0.0:
         theirs = F.log_softmax(teacher[:, :-1].float()[kept] / temperature, dim=-1)
         ours = F.log_softmax(own / temperature, dim=-1)
-        loss = loss + weight * temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="sum")
+        loss = loss + weight * temperature**2 * divergence(ours, theirs)
     return loss / count
 
 
@@ -92,11 +96,12 @@ class DistillTrainer(Trainer):
         temperature: T of the loss.
         tail_weight: b of the loss, 0 or more.
         tail_layers: n of the loss.
+        divergence: D of the loss.
     """
 
     def __init__(
         self, *args: Any, teacher: nn.Module | None = None, kd_weight: float = 0.5, temperature: float = 1.0,
-        tail_weight: float = 0.0, tail_layers: int = 1, **kwargs: Any,
+        tail_weight: float = 0.0, tail_layers: int = 1, divergence: Divergence = KL, **kwargs: Any,
     ):  # fmt: skip
         if not 0.0 <= kd_weight <= 1.0 or temperature <= 0.0:
             raise ConfigError(
@@ -109,8 +114,9 @@ class DistillTrainer(Trainer):
         if tail_weight and teacher is None:
             raise ConfigError(f"tail_weight={tail_weight} compares hidden states with a teacher's; give one")
         super().__init__(*args, **kwargs)
+        ready_to_train(self.model)
         self.kd_weight = kd_weight if teacher is not None else 0.0
-        self.temperature = temperature
+        self.temperature, self.divergence = temperature, divergence
         self.tail_weight, self.tail_layers = tail_weight, tail_layers
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.model_accepts_loss_kwargs = True  # we average over the tokens of the whole step ourselves
@@ -135,18 +141,22 @@ class DistillTrainer(Trainer):
         if self.tail_weight:
             features["output_hidden_states"] = True
         outputs = model(**features)
-        teacher = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher(**features)
-        logits = None if teacher is None else teacher.logits
+        logits, states = self._taught(features)
         loss = distillation_loss(
-            outputs.logits, logits, labels, self.kd_weight, self.temperature, count
+            outputs.logits, logits, labels, self.kd_weight, self.temperature, count, self.divergence
         )
-        if self.tail_weight and teacher is not None:
-            states = (outputs.hidden_states, teacher.hidden_states)
-            loss = loss + self.tail_weight * tail_loss(*states, labels, self.tail_layers, count)
+        if self.tail_weight:
+            tail = tail_loss(outputs.hidden_states, states, labels, self.tail_layers, count)
+            loss = loss + self.tail_weight * tail
         return loss, outputs
+
+    @torch.no_grad()
+    def _taught(self, features: dict[str, Any], index: Any = None) -> tuple[Any, Any]:
+        """The teacher's logits and hidden states."""
+        if self.teacher is None:
+            return None, None
+        found = self.teacher(**features)
+        return found.logits, found.hidden_states
 
 
 class StopAfter(TrainerCallback):

@@ -82,7 +82,7 @@ def merge_error(model, config, calibration, ids):
     shared = hf_share.share(copy.deepcopy(model), config, calibration=calibration)
     gen, worst = torch.Generator().manual_seed(0), 0.0
     for name, value in shared.named_parameters():
-        if ".share." in name and not name.endswith(".g"):
+        if ".share." in name and ".g_" not in name:
             value.copy_(0.02 * torch.randn(value.shape, generator=gen))
     merged = hf_share.merge_deltas(copy.deepcopy(shared))
     for b in WIDTHS:

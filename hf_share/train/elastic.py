@@ -1,0 +1,212 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Once-for-all training: one run teaches all subnets of an elastic model, and any of them is deployed.
+
+The elastic model comes from a dense one (`structure`) or is one already. What its rules store trains; codes,
+embeddings and norms stay as they are. Each preset says how subnets are sampled and what they learn from:
+
+| preset    | subnets                                  | teacher, weight          | as in                  |
+| --------- | ---------------------------------------- | ------------------------ | ---------------------- |
+| ours      | 1/3 of one width, else of a random mean  | dense model, KL, 0.5     | here                   |
+| llm-qfa   | mean on a triangular wave                | none                     | LLM-QFA, 2405.20202    |
+| bignas    | largest, smallest and two more           | largest subnet, KL, 1    | BigNAS, 2003.11142     |
+| alphanet  | the same                                 | largest subnet, alpha, 1 | AlphaNet, 2102.07954   |
+| deps      | largest for half of the run, then these  | largest subnet, KL, 1    | DepS, 2407.06167       |
+| matformer | one value for the whole model            | none                     | MatFormer, 2310.07707  |
+| sorted    | every value, for the whole model         | none                     | Sorted, 2309.08968     |
+| nls       | any value at each site                   | none                     | LoNAS, Shears, SQFT    |
+
+Those of a paper whose structure is at hand choose that, too (`hf_share/methods/elastic.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from ..config import ShareConfig
+from ..elastic import chosen
+from ..errors import ConfigError, unknown
+from ..eval.perplexity import Perplexity, perplexity
+from ..importance import tokenize
+from ..modules import Share, Store
+from ..share import share
+from ..ties import attached
+from .arguments import RunConfig, training_arguments
+from .distill import StopAfter
+from .divergences import Divergence, make_divergence
+from .elastic_trainer import LARGEST, PARTS, ElasticTrainer, space
+from .samplers import Sampler, make_sampler
+from .text import Windows
+
+
+DENSE, NONE = "dense", "none"
+SANDWICH = {"kind": "sandwich", "n": 2}
+
+# name -> what `sampler`, `distill`, `teacher` and a given `structure` are where they do not say otherwise
+PRESETS: dict[str, dict[str, Any]] = {
+    "ours": {
+        "sampler": {"kind": "mixture"}, "teacher": DENSE,
+        "structure": {"method": "elastic", "preset": "hf_share"},
+    },
+    "llm-qfa": {
+        "sampler": {"kind": "triangular", "period": 0.8}, "teacher": NONE,
+        "structure": {"method": "elastic", "preset": "llm-qfa"},
+    },
+    "bignas": {"sampler": SANDWICH, "teacher": LARGEST, "distill": {"weight": 1.0}},
+    "alphanet": {"sampler": SANDWICH, "teacher": LARGEST, "distill": {"kind": "alpha", "weight": 1.0}},
+    "deps": {
+        "sampler": {**SANDWICH, "warm": 0.55, "ramp": 0.02}, "teacher": LARGEST, "distill": {"weight": 1.0}
+    },
+    "matformer": {"sampler": {"kind": "uniform", "per": "model"}, "teacher": NONE},
+    "sorted": {"sampler": {"kind": "every", "per": "model"}, "teacher": NONE},
+    "nls": {
+        "sampler": {"kind": "uniform"}, "teacher": NONE, "structure": {"method": "elastic", "preset": "nls"}
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticRunConfig(RunConfig):
+    """Numbers of an elastic training run. `model` is an elastic checkpoint or, with `structure`, a dense
+    one.
+    """
+
+    preset: str = "ours"
+    structure: dict = field(default_factory=dict)  # a method's config: {method: elastic, bits: [2, 3, 4]}
+    sampler: dict = field(default_factory=dict)  # {kind: mixture, p: 0.3, per: site}
+    distill: dict = field(default_factory=dict)  # {kind: kl, weight: 0.5, temperature: 1}
+    teacher: str = ""  # dense: the model `structure` takes; largest: of the subnets; none; or a model's name
+    output: str = "runs/elastic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset not in PRESETS:
+            raise unknown("preset", self.preset, PRESETS, ConfigError)
+        if self.structure:
+            self.structure_config()
+        self.loss()
+        if self.asked["sampler"].get("per", "site") not in PARTS:
+            raise unknown("part of a model", self.asked["sampler"]["per"], PARTS, ConfigError)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the preset and the keys say together; keys that name another kind or method start anew."""
+        preset = PRESETS[self.preset]
+        return {
+            "sampler": _over(preset["sampler"], self.sampler, "kind"),
+            "distill": _over(preset.get("distill", {}), self.distill, "kind"),
+            "structure": self.structure and _over(preset.get("structure", {}), self.structure, "method"),
+            "teacher": self.teacher or preset["teacher"],
+        }
+
+    def structure_config(self) -> ShareConfig:
+        """The config that `structure` spells out, checked."""
+        if "method" not in self.structure:
+            raise ConfigError("structure names a method and its numbers: {method: elastic, bits: [2, 3, 4]}")
+        return ShareConfig(**self.asked["structure"])
+
+    def loss(self) -> tuple[Divergence, dict[str, float]]:
+        """The divergence from the teacher, and the trainer's numbers."""
+        asked = {"kind": "kl", "weight": 0.5, "temperature": 1.0, **self.asked["distill"]}
+        numbers = {"kd_weight": asked.pop("weight"), "temperature": asked.pop("temperature")}
+        return make_divergence(**asked), numbers
+
+    def sampler_for(self, model: nn.Module) -> Sampler:
+        """The sampler of this run for an elastic model."""
+        numbers = dict(self.asked["sampler"])
+        per = numbers.pop("per", "site")
+        return make_sampler(**numbers, space=space(model, per), seed=self.seed, steps=self.steps)
+
+
+def _over(preset: dict[str, Any], given: dict[str, Any], name: str) -> dict[str, Any]:
+    same = given.get(name, preset.get(name)) == preset.get(name)
+    return {**preset, **given} if same else given
+
+
+def load(config: ElasticRunConfig, tokenizer: Any = None, texts: Any = ()) -> tuple[Any, Any]:
+    """The elastic model and the teacher that `config` names; with `structure` the model is made here.
+
+    Args:
+        tokenizer, texts: for methods that measure the dense model.
+    """
+    model, teacher = _read(config.model), config.asked["teacher"]
+    if not config.structure:
+        if teacher == DENSE:
+            raise ConfigError(
+                f"{config.model} is taken as it is, so its teacher is not at hand: name the dense model it "
+                "was made of, or say teacher=largest or teacher=none"
+            )
+    elif attached(model) is not None:
+        raise ConfigError(f"{config.model} is shared already; leave out structure to train it as it is")
+    else:
+        asked = config.structure_config()
+        text = tokenize(tokenizer, texts[:64], config.context)[:16] if asked.needs_calibration else None
+        model = share(model, asked, text)
+    if teacher in (LARGEST, NONE):
+        return model, None if teacher == NONE else LARGEST
+    return model, _read(config.model if teacher == DENSE else teacher)
+
+
+def _read(name: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+
+
+def train_elastic(
+    model: PreTrainedModel,
+    windows: Tensor,
+    teacher: nn.Module | str | None = None,
+    config: ElasticRunConfig | None = None,
+    **trainer: Any,
+) -> nn.Module:
+    """Train all subnets of an elastic model, in place, and return it at the choice it had.
+
+    Args:
+        model: a model with choices (`hf_share.choices`), such as `share(model, ElasticConfig())`.
+        windows: token ids to train on, int64 of shape (n, context).
+        teacher: the dense model, "largest", or None.
+        trainer: more for `transformers.Trainer` (callbacks, an evaluation set, other `args`).
+
+    Example:
+        >>> model = train_elastic(elastic, windows(tokenizer, text.train, 256), dense)  # doctest: +SKIP
+    """
+    config = config or ElasticRunConfig()
+    set_seed(config.seed)
+    cached = getattr(model.config, "use_cache", True)
+    only_rules_train(model)
+    divergence, numbers = config.loss()
+    stop = [StopAfter(config.minutes)] if config.minutes else []
+    run = ElasticTrainer(
+        model=model,
+        train_dataset=Windows(windows),
+        sampler=config.sampler_for(model),
+        teacher=teacher,
+        divergence=divergence,
+        callbacks=[*stop, *trainer.pop("callbacks", ())],
+        **{"args": training_arguments(config), **numbers, **trainer},
+    )
+    run.train()
+    model.config.use_cache = cached  # Trainer turned it off
+    return model.eval()
+
+
+def only_rules_train(model: nn.Module) -> None:
+    """Let the tensors of rules learn and nothing else."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, (Share, Store)):
+            for parameter in module.parameters():
+                parameter.requires_grad_(True)
+
+
+def perplexities(model: PreTrainedModel, windows: Tensor, **args: Any) -> list[tuple[str, Perplexity]]:
+    """Perplexity of the subnets that have one value everywhere, by name, largest first."""
+    found = []
+    for subnet in make_sampler("every", space(model, "model")).subnets(0):
+        with chosen(model, **subnet.choices):
+            name = ", ".join(f"{choice}={value}" for choice, value in subnet.choices.items())
+            found.append((name, perplexity(model, windows, **args)))
+    return found
