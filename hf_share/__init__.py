@@ -29,6 +29,7 @@ from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
 from .registry import subnets
+from .search.run import search
 from .settle import settle
 from .share import compressed, share
 from .steps import Arrange, Generate, Insert
@@ -73,6 +74,7 @@ __all__ = [
     "materialize",
     "model_card",
     "rank_correlation",
+    "search",
     "settle",
     "share",
     "subnet_config",
