@@ -83,7 +83,7 @@ def losses(run: DistillTrainer) -> list[float]:
 
 def test_the_trainers_loss_is_the_sum_of_its_parts(tmp_path):
     teacher = zoo.build("llama")
-    student = folded(teacher)
+    student = folded(teacher).train()  # a step of evaluation measures cross-entropy alone
     ids, labels = batch()
     run = trainer(student, teacher, tmp_path, kd_weight=0.3, tail_weight=0.7, tail_layers=2)
     loss = run.compute_loss(student, {"input_ids": ids, "labels": labels}, num_items_in_batch=11)

@@ -13,14 +13,13 @@ training and needs no teacher.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from ..errors import ConfigError
 
@@ -123,10 +122,18 @@ class DistillTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         features = {k: v for k, v in inputs.items() if k != "labels"}
-        loss, outputs = self.loss_of(model, features, inputs["labels"], num_items_in_batch)
+        loss_of = self.loss_of if model.training else self.evaluated
+        loss, outputs = loss_of(model, features, inputs["labels"], num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def evaluated(
+        self, model: nn.Module, features: dict[str, Any], labels: Tensor, count: Any
+    ) -> tuple[Tensor, Any]:
+        """What the best step is chosen by: cross-entropy alone, which does not depend on the teacher."""
+        outputs = model(**features)
+        return distillation_loss(outputs.logits, None, labels, 0.0, self.temperature, count), outputs
 
     def loss_of(
         self, model: nn.Module, features: dict[str, Any], labels: Tensor, count: Any
@@ -147,18 +154,3 @@ class DistillTrainer(Trainer):
             states = (outputs.hidden_states, teacher.hidden_states)
             loss = loss + self.tail_weight * tail_loss(*states, labels, self.tail_layers, count)
         return loss, outputs
-
-
-class StopAfter(TrainerCallback):
-    """Ends training after a number of minutes on the clock. What was learnt until then is kept."""
-
-    def __init__(self, minutes: float):
-        self.seconds = 60.0 * minutes
-        self.start = time.monotonic()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if time.monotonic() - self.start > self.seconds:
-            control.should_training_stop = True

@@ -11,23 +11,28 @@ shared checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import get_peft_model
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from ..config import ShareConfig
 from ..errors import ConfigError, unknown
+from ..eval.perplexity import perplexity
 from ..importance import tokenize
 from ..methods.share_lora import ShareLoraConfig
 from ..share import compressed, share
 from ..sites import resolve, stacks
 from ..ties import attached
 from .arguments import RunConfig, training_arguments
-from .distill import DistillTrainer, StopAfter
-from .text import Windows
+from .data import prepare, split
+from .distill import DistillTrainer
+from .output import save_output, say
+from .run import run
+from .text import as_rows, target_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class HealConfig(RunConfig):
     tail_weight: float = 0.0  # of the last layers' hidden states against the teacher's
     tail_layers: int = 1
     norms: bool = False  # train the layers' norms too
+
+    TASK: ClassVar[str] = "heal"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,16 +97,18 @@ def _read(name: str) -> Any:
 
 def heal(
     model: PreTrainedModel,
-    windows: Tensor,
+    data: Any,
     teacher: nn.Module | None = None,
     config: HealConfig | None = None,
+    validation: Any = None,
 ) -> nn.Module:
     """Heal a shared model, by a ShareLoRA adapter on every linear weight or by all its weights.
 
     Args:
         model: a model `share` or `from_pretrained` gave; it is taken over, use what this returns.
-        windows: token ids to train on, int64 of shape (n, context).
+        data: token ids to train on, int64 of shape (n, context), or a stream of such rows.
         teacher: the source model, for distillation; the text alone teaches if None.
+        validation: as `data`, to choose the best step by (`eval_steps`).
 
     Example:
         >>> healed = heal(shared, windows(tokenizer, text.train, 256), teacher=source)  # doctest: +SKIP
@@ -109,16 +118,16 @@ def heal(
     cached = getattr(model.config, "use_cache", True)
     trainer = DistillTrainer(
         model=_adapted(model, config) if config.train == "adapter" else _whole(model),
-        args=training_arguments(config),
-        train_dataset=Windows(windows),
+        args=training_arguments(config, evaluates=validation is not None),
+        train_dataset=as_rows(data),
+        eval_dataset=as_rows(validation),
         teacher=teacher,
         kd_weight=config.kd_weight,
         temperature=config.temperature,
         tail_weight=config.tail_weight,
         tail_layers=config.tail_layers,
-        callbacks=[StopAfter(config.minutes)] if config.minutes else None,
     )
-    trainer.train()
+    run(trainer, config)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.config.use_cache = cached  # Trainer turned it off
     return (compressed(trained) if config.train == "adapter" else trained).eval()
@@ -151,3 +160,24 @@ def _whole(model: PreTrainedModel) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return model
+
+
+HELP = """Heal a shared model by distillation, with an adapter or with all its weights, and save it as one
+shared checkpoint. MODEL is the shared model or, with `structure`, a dense one that is shared first. The best
+step is chosen on validation text, which is neither trained on nor the text perplexity is measured on."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = HealConfig.from_command_line(HELP, arguments)
+    config.need_model("the checkpoint to heal")
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    parts = split(config)
+    model, teacher = load(config, tokenizer, parts.train)
+    if teacher is None:
+        say("no teacher is named (--teacher, the model it was made of): the text alone teaches")
+    data = prepare(config, tokenizer, parts)
+    size = target_bytes(tokenizer, data.test)
+    say("before:", perplexity(model, data.test, text_bytes=size))
+    healed = heal(model, data.train, teacher, config, data.validation)
+    say("after: ", perplexity(healed, data.test, text_bytes=size))
+    save_output(healed, tokenizer, config.output)
