@@ -10,8 +10,8 @@ import typer
 
 
 app = typer.Typer(
-    help="Train a model, an adapter, or what sharing took. Started again after an interruption, a command goes "
-    "on from the last complete checkpoint.",
+    help="Train a model, an adapter, or what sharing took. Started again after an interruption, a command "
+    "goes on from the last complete checkpoint.",
     no_args_is_help=True,
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ..errors import ConfigError, unknown
@@ -21,6 +22,7 @@ def main(task: str, arguments: Sequence[str] | None = None) -> None:
     """Run a task; without `arguments` those of the process."""
     if task not in TASKS:
         raise unknown("task", task, TASKS, ConfigError)
+    warnings.simplefilter("ignore", FutureWarning)  # between the libraries below us
     try:
         importlib.import_module(f".{task}", __package__).main(arguments)
     except (OSError, ValueError, ImportError) as error:

@@ -70,10 +70,11 @@ class Settings:
         Below the file and the keys lie the defaults of the task. One word without a key is the model.
         """
         prog = f"hf-share train {cls.TASK}" if arguments is not None and cls.TASK else None
+        again = "\n\nThe same command again goes on from the last complete checkpoint in its output."
         parser = argparse.ArgumentParser(
             prog=prog,
             usage=f"%(prog)s {'[MODEL] ' if 'model' in kinds(cls) else ''}[--config FILE] [--key value ...]",
-            description=description,
+            description=(description or "") + (again if cls.TASK else ""),
             epilog=_table(cls),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
