@@ -108,7 +108,7 @@ class Checkpoints(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         best = math.inf if state.best_metric is None else state.best_metric
-        if args.load_best_model_at_end and metrics["eval_loss"] < best:
+        if args.load_best_model_at_end and metrics.get("eval_loss", math.inf) < best:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ from ..eval.perplexity import perplexity
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split
 from .output import save_output, say
+from .rows import Rows, check_format, finetune_rows, read_rows
 from .run import run
 from .stream import StreamedWindows
 from .text import Windows, as_rows, target_bytes
@@ -31,11 +32,17 @@ class FinetuneConfig(RunConfig):
     output: str = "runs/finetune"
     learning_rate: float = 2e-3
 
+    data_format: str = "auto"  # or text, instruction, chat
+    completion_only: bool = True
+    packing: bool = False
+    chat_template: str = ""
+
     TASK: ClassVar[str] = "finetune"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.adapter_config()
+        check_format(self.data_format)
 
     def adapter_config(self) -> ShareConfig:
         """The config that `adapter` spells out, checked."""
@@ -78,8 +85,8 @@ def finetune(
     return adapted.eval()
 
 
-HELP = """Train an adapter of any method on text, and save it with the tokenizer. MODEL is the base.
-Perplexity on held-out text before and after."""
+HELP = """Train an adapter of any method on plain text, instructions (prompt, completion) or chats (messages),
+and save it with the tokenizer. MODEL is the base. Prints what held-out text costs before and after."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,9 +94,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config.need_model("the model to adapt")
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     model = AutoModelForCausalLM.from_pretrained(config.model)
+    rows = read_rows(config)
+    adapted = _on_text(model, tokenizer, config) if rows is None else _on_rows(model, tokenizer, rows, config)
+    save_output(adapted, tokenizer, config.output)
+
+
+def _on_rows(model: PreTrainedModel, tokenizer: Any, rows: Rows, config: FinetuneConfig) -> PeftModel:
+    set_seed(config.seed)
+    adapted = get_peft_model(model, config.adapter_config())
+    before, after = finetune_rows(adapted, tokenizer, rows, config)
+    what = "completions" if config.completion_only else "whole rows"
+    say(f"loss on {what} of held-out rows: {before:.4f} before, {after:.4f} after")
+    return adapted.eval()
+
+
+def _on_text(model: PreTrainedModel, tokenizer: Any, config: FinetuneConfig) -> PeftModel:
     data = prepare(config, tokenizer, split(config))
     size = target_bytes(tokenizer, data.test)
     say("before:", perplexity(model, data.test, text_bytes=size))
     adapted = finetune(model, data.train, config, data.validation)
     say("after: ", perplexity(adapted, data.test, text_bytes=size))
-    save_output(adapted, tokenizer, config.output)
+    return adapted
