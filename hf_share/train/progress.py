@@ -29,7 +29,7 @@ class Progress(ProgressCallback):
         if self.bars:
             super().on_train_begin(args, state, control, **kwargs)
             self.current_step = state.global_step
-            if state.is_world_process_zero:
+            if self.training_bar is not None:
                 self.training_bar.update(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
