@@ -21,6 +21,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch import nn
 
 from .errors import CheckpointError
 from .plan import SharePlan
+from .registry import known, write
 from .shelter import sheltered_saving
 from .sites import STORES, backbone, prefix, resolve, stacks
 
@@ -164,6 +166,10 @@ def _save_pretrained(
     adapters_only = getattr(model, "_hf_peft_config_loaded", False)
     if getattr(model, "hf_quantizer", None) is None and not adapters_only:  # our quantizer does it by itself
         state_dict = to_file(model, model.state_dict() if state_dict is None else state_dict)
+    rows = known(model) if is_main_process else None
+    if rows:
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write(save_directory, rows)
     with sheltered_saving(model):
         return type(model).save_pretrained(
             model, save_directory, is_main_process, state_dict, *args, **kwargs
