@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""`hf-share plan | share | describe | materialize | card | push`: the verbs on folders and Hub ids."""
+"""`hf-share plan | share | train | describe | ...`: the verbs on folders and Hub ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import cli_plan, cli_search
+from . import cli_plan, cli_search, cli_train
 
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.command()(cli_plan.plan)
 app.command()(cli_search.search)
+app.add_typer(cli_train.app, name="train")
 console = Console(stderr=True)
 
 Model = Annotated[str, typer.Argument(help="A Hub id or a folder with a model.", show_default=False)]

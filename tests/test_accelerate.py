@@ -70,7 +70,7 @@ def test_the_launcher_runs_a_recipe(name, processes, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launch, *recipe, *options], env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("after:") == processes
-    assert done.stdout.count("train_runtime") == 1, "processes that know each other log once"
+    assert done.stdout.count("after:") == 1
+    assert done.stdout.count("done in") == 1, "processes that know each other log once"
     assert all("hf_share_" in key for key in stored(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["method"] == "share_lora"

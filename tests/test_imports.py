@@ -31,7 +31,7 @@ LAYERS = (
     "hub share train search eval shapes",
     "estimate",
     "compare",
-    "cli_plan cli_search",
+    "cli_plan cli_search cli_train",
     "cli",
     "__init__",
 )

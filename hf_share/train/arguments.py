@@ -1,57 +1,120 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the short trainings of this folder have in common: their numbers, and what they ask of
+"""What the trainings of this folder have in common: their numbers, and what they ask of
 `transformers.Trainer`.
+
+The best step is the one with the lowest loss on validation text, which is cut off the training text: it is
+neither trained on nor the text that results are measured on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 
+from ..errors import ConfigError, unknown
 from .settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Settings):
-    """Numbers of a short training on text. Lengths are in tokens, times in minutes."""
+class TextRun(Settings):
+    """Numbers of a training on text. Lengths are in tokens, times in minutes."""
 
-    model: str = ""
     text: str = "stdlib"  # what `load_text` takes
     column: str = "text"
+    separator: str = "<|endoftext|>"
+    max_bytes: int = 64_000_000
+    streaming: bool = False
+    validation_text: str = ""  # empty: the end of the training text
     output: str = "runs/run"
+    resume: bool = True
 
     context: int = 256
     steps: int = 300
     batch: int = 8
+    accumulation: int = 1
     schedule: str = "linear"
     learning_rate: float = 3e-3
     warmup_steps: int = 15
     minutes: float = 0.0  # stop after so long; 0: never
+    save_steps: int = 0  # 0: no checkpoints
+    eval_steps: int = 0  # 0: no evaluation, and the last step is kept
+    eval_windows: int = 64
+    log_steps: int = 10
+    report_to: str = "none"
     seed: int = 0
 
-    MAY_BE_ZERO = ("seed", "warmup_steps")
+    MAY_BE_ZERO = ("seed", "warmup_steps", "save_steps", "eval_steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = {"all", "none", *INTEGRATION_TO_CALLBACK}
+        for name in self.reporters():
+            if name not in known:
+                raise unknown("report_to", name, known, ConfigError)
+        if self.eval_steps and self.save_steps % self.eval_steps:
+            raise ConfigError(
+                f"save_steps={self.save_steps} must be a multiple of eval_steps={self.eval_steps}: what is "
+                "saved is measured"
+            )
+
+    def reporters(self) -> list[str]:
+        return [name.strip() for name in self.report_to.split(",")]
 
 
-def training_arguments(config: RunConfig) -> TrainingArguments:
-    """What a run's numbers are for Trainer; nothing is saved on the way."""
-    return TrainingArguments(
-        output_dir=str(Path(config.output) / "checkpoints"),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_steps,
-        weight_decay=0.0,
-        seed=config.seed,
-        save_strategy="no",
-        logging_steps=10,
-        report_to="none",
-        remove_unused_columns=False,
-        dataloader_drop_last=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        use_cpu=not torch.accelerator.is_available(),  # or several processes would not find each other
-    )
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TextRun):
+    """Numbers of a training that starts from a model."""
+
+    model: str = ""
+
+    def need_model(self, what: str) -> None:
+        """Refuse to run without a model; a recipe's file may leave it to the command line."""
+        if not self.model:
+            raise ConfigError(f"--model names {what}")
+
+
+def common_arguments(config: TextRun, evaluates: bool) -> dict[str, Any]:
+    """What every run asks of Trainer; older checkpoints are deleted by `Checkpoints`."""
+    best = evaluates and config.eval_steps > 0
+    return {
+        "output_dir": str(Path(config.output) / "checkpoints"),
+        "max_steps": config.steps,
+        "per_device_train_batch_size": config.batch,
+        "per_device_eval_batch_size": config.batch,
+        "gradient_accumulation_steps": config.accumulation,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "seed": config.seed,
+        "save_strategy": "steps" if config.save_steps else "no",
+        "save_steps": config.save_steps or 500,
+        "eval_strategy": "steps" if best else "no",
+        "eval_steps": config.eval_steps if best else None,
+        "load_best_model_at_end": best and config.save_steps > 0,
+        "metric_for_best_model": "eval_loss" if best else None,
+        "greater_is_better": False if best else None,
+        "prediction_loss_only": True,
+        "logging_steps": config.log_steps,
+        "logging_first_step": True,
+        "include_num_input_tokens_seen": "all",
+        "disable_tqdm": False,  # `Progress` sees for itself whether there is a terminal
+        "report_to": config.reporters(),
+        "dataloader_drop_last": True,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # or several processes would not find each other
+    }
+
+
+def training_arguments(config: RunConfig, evaluates: bool = False, **more: Any) -> TrainingArguments:
+    """What a run's numbers are for Trainer.
+
+    Args:
+        evaluates: whether the trainer has a validation set.
+    """
+    rest = {"lr_scheduler_type": config.schedule, "weight_decay": 0.0, "remove_unused_columns": False}
+    return TrainingArguments(**{**common_arguments(config, evaluates), **rest, **more})

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from ..elastic import choices, chosen
 from ..errors import ConfigError, Refused
@@ -31,8 +31,11 @@ from ..sites import stacks
 from ..steps import Arrange
 from ..ties import attached
 from .arguments import RunConfig, training_arguments
-from .distill import DistillTrainer, StopAfter, distillation_loss
-from .text import Windows
+from .data import prepare, split
+from .distill import DistillTrainer, distillation_loss
+from .output import save_output, say
+from .run import run
+from .text import as_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class EarlyExitConfig(RunConfig):
     steps: int = 100
     learning_rate: float = 2e-4
     warmup_steps: int = 10
+
+    TASK: ClassVar[str] = "early_exit"
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,11 @@ class EarlyExitTrainer(DistillTrainer):
         super().__init__(*args, kd_weight=kd_weight, **kwargs)
         self.exit_coef, self.exit_weight, self.checked = exit_coef, kd_weight, False
 
+    def evaluated(
+        self, model: nn.Module, features: dict[str, Any], labels: Tensor, count: Any
+    ) -> tuple[Tensor, Any]:
+        return self.loss_of(model, features, labels, count)  # the last exit alone is best before training
+
     def loss_of(
         self, model: nn.Module, features: dict[str, Any], labels: Tensor, count: Any
     ) -> tuple[Tensor, Any]:
@@ -207,12 +217,17 @@ def exit_perplexities(model: PreTrainedModel, windows: Tensor, **args: Any) -> t
 
 
 def train_exits(
-    model: PreTrainedModel, windows: Tensor, heldout: Tensor, config: EarlyExitConfig | None = None
+    model: PreTrainedModel,
+    data: Any,
+    heldout: Tensor,
+    config: EarlyExitConfig | None = None,
+    validation: Any = None,
 ) -> ExitReport:
     """Teach a recursive model to stop after each of its loops. Changes `model` in place.
 
     Args:
-        windows, heldout: token ids to train and to measure on, int64 of shape (n, context).
+        data, heldout: token ids to train and to measure on, int64 of shape (n, context).
+        validation: the same, to choose the best step by (`eval_steps`): the one of the lowest loss L.
 
     Example:
         >>> print(train_exits(model, train, heldout))  # doctest: +SKIP
@@ -225,14 +240,28 @@ def train_exits(
     cached = getattr(model.config, "use_cache", True)
     trainer = EarlyExitTrainer(
         model=model,
-        args=training_arguments(config),
-        train_dataset=Windows(windows),
+        args=training_arguments(config, evaluates=validation is not None),
+        train_dataset=as_rows(data),
+        eval_dataset=as_rows(validation),
         exit_coef=config.exit_coef,
         kd_weight=config.kd_weight,
         temperature=config.temperature,
-        callbacks=[StopAfter(config.minutes)] if config.minutes else None,
     )
-    trainer.train()
+    run(trainer, config)
     model.config.use_cache = cached  # Trainer turned it off
     model.eval()
     return ExitReport(before, exit_perplexities(model, heldout, progress=False))
+
+
+HELP = """Teach an uptrained recursive model to stop after each of its loops, and report every exit's
+perplexity. MODEL is the recursive checkpoint."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = EarlyExitConfig.from_command_line(HELP, arguments)
+    config.need_model("the recursive checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model = AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
+    data = prepare(config, tokenizer, split(config))
+    say(train_exits(model, data.train, data.test, config, data.validation))
+    save_output(model, tokenizer, config.output)

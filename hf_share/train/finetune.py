@@ -4,18 +4,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, set_seed
 
 from ..config import ShareConfig
 from ..errors import ConfigError
+from ..eval.perplexity import perplexity
 from .arguments import RunConfig, training_arguments
-from .distill import StopAfter
-from .text import Windows
+from .data import prepare, split
+from .output import save_output, say
+from .rows import Rows, check_format, finetune_rows, read_rows
+from .run import run
+from .stream import StreamedWindows
+from .text import Windows, as_rows, target_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +32,17 @@ class FinetuneConfig(RunConfig):
     output: str = "runs/finetune"
     learning_rate: float = 2e-3
 
+    data_format: str = "auto"  # or text, instruction, chat
+    completion_only: bool = True
+    packing: bool = False
+    chat_template: str = ""
+
+    TASK: ClassVar[str] = "finetune"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.adapter_config()
+        check_format(self.data_format)
 
     def adapter_config(self) -> ShareConfig:
         """The config that `adapter` spells out, checked."""
@@ -38,14 +52,19 @@ class FinetuneConfig(RunConfig):
 
 
 def finetune(
-    model: PreTrainedModel, windows: Tensor, config: FinetuneConfig | None = None, **trainer: Any
+    model: PreTrainedModel,
+    data: Tensor | Windows | StreamedWindows,
+    config: FinetuneConfig | None = None,
+    validation: Tensor | Windows | None = None,
+    **trainer: Any,
 ) -> PeftModel:
     """Train an adapter on a causal language model and return the peft model.
 
     Args:
         model: the base; it is wrapped, use what this returns.
-        windows: token ids to train on, int64 of shape (n, context).
-        trainer: more for `transformers.Trainer` (callbacks, an evaluation set).
+        data: token ids to train on, int64 of shape (n, context), or a stream of such rows.
+        validation: the same, to choose the best step by (`eval_steps`).
+        trainer: more for `transformers.Trainer` (callbacks).
 
     Example:
         >>> adapted = finetune(model, windows(tokenizer, text.train, 256))  # doctest: +SKIP
@@ -54,14 +73,45 @@ def finetune(
     set_seed(config.seed)
     cached = getattr(model.config, "use_cache", True)
     adapted = get_peft_model(model, config.adapter_config())
-    stop = [StopAfter(config.minutes)] if config.minutes else []
-    callbacks = [*stop, *trainer.pop("callbacks", ())]
-    Trainer(
+    made = Trainer(
         model=adapted,
-        args=training_arguments(config),
-        train_dataset=Windows(windows),
-        callbacks=callbacks,
+        args=training_arguments(config, evaluates=validation is not None),
+        train_dataset=as_rows(data),
+        eval_dataset=as_rows(validation),
         **trainer,
-    ).train()
+    )
+    run(made, config)
     adapted.config.use_cache = cached  # Trainer turned it off
     return adapted.eval()
+
+
+HELP = """Train an adapter of any method on plain text, instructions (prompt, completion) or chats (messages),
+and save it with the tokenizer. MODEL is the base. Prints what held-out text costs before and after."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = FinetuneConfig.from_command_line(HELP, arguments)
+    config.need_model("the model to adapt")
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    model = AutoModelForCausalLM.from_pretrained(config.model)
+    rows = read_rows(config)
+    adapted = _on_text(model, tokenizer, config) if rows is None else _on_rows(model, tokenizer, rows, config)
+    save_output(adapted, tokenizer, config.output)
+
+
+def _on_rows(model: PreTrainedModel, tokenizer: Any, rows: Rows, config: FinetuneConfig) -> PeftModel:
+    set_seed(config.seed)
+    adapted = get_peft_model(model, config.adapter_config())
+    before, after = finetune_rows(adapted, tokenizer, rows, config)
+    what = "completions" if config.completion_only else "whole rows"
+    say(f"loss on {what} of held-out rows: {before:.4f} before, {after:.4f} after")
+    return adapted.eval()
+
+
+def _on_text(model: PreTrainedModel, tokenizer: Any, config: FinetuneConfig) -> PeftModel:
+    data = prepare(config, tokenizer, split(config))
+    size = target_bytes(tokenizer, data.test)
+    say("before:", perplexity(model, data.test, text_bytes=size))
+    adapted = finetune(model, data.train, config, data.validation)
+    say("after: ", perplexity(adapted, data.test, text_bytes=size))
+    return adapted

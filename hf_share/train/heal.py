@@ -11,23 +11,31 @@ shared checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from peft import get_peft_model
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from ..config import ShareConfig
 from ..errors import ConfigError, unknown
+from ..eval.perplexity import perplexity
 from ..importance import tokenize
 from ..methods.share_lora import ShareLoraConfig
 from ..share import compressed, share
 from ..sites import resolve, stacks
 from ..ties import attached
 from .arguments import RunConfig, training_arguments
-from .distill import DistillTrainer, StopAfter
-from .text import Windows
+from .data import prepare, split
+from .distill import DistillTrainer
+from .output import save_output, say
+from .replace import Replacement
+from .run import fingerprint, run
+from .teacher_cache import TeacherCache, weights_name
+from .text import Windows, as_rows, target_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,17 @@ class HealConfig(RunConfig):
     temperature: float = 1.0
     tail_weight: float = 0.0  # of the last layers' hidden states against the teacher's
     tail_layers: int = 1
+    hidden_weight: float = 0.0  # of all layers' hidden states, paired by depth
     norms: bool = False  # train the layers' norms too
+
+    replace_start: float = 1.0  # below 1 the teacher's layers stand in for the student's
+    replace_steps: int = 0
+    teacher_cache: str = ""
+    teacher_top_k: int = 0
+
+    MAY_BE_ZERO = (*RunConfig.MAY_BE_ZERO, "replace_steps", "teacher_top_k")
+
+    TASK: ClassVar[str] = "heal"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +73,8 @@ class HealConfig(RunConfig):
             raise unknown("train", self.train, TRAINS, ConfigError)
         if self.structure:
             self.structure_config()
+        if self.teacher_top_k and not self.teacher_cache:
+            raise ConfigError(f"teacher_top_k={self.teacher_top_k} is of a cache; name its teacher_cache")
 
     def structure_config(self) -> ShareConfig:
         """The config that `structure` spells out, checked."""
@@ -90,16 +110,18 @@ def _read(name: str) -> Any:
 
 def heal(
     model: PreTrainedModel,
-    windows: Tensor,
+    data: Any,
     teacher: nn.Module | None = None,
     config: HealConfig | None = None,
+    validation: Any = None,
 ) -> nn.Module:
     """Heal a shared model, by a ShareLoRA adapter on every linear weight or by all its weights.
 
     Args:
         model: a model `share` or `from_pretrained` gave; it is taken over, use what this returns.
-        windows: token ids to train on, int64 of shape (n, context).
+        data: token ids to train on, int64 of shape (n, context), or a stream of such rows.
         teacher: the source model, for distillation; the text alone teaches if None.
+        validation: as `data`, to choose the best step by (`eval_steps`).
 
     Example:
         >>> healed = heal(shared, windows(tokenizer, text.train, 256), teacher=source)  # doctest: +SKIP
@@ -107,21 +129,57 @@ def heal(
     config = config or HealConfig()
     set_seed(config.seed)
     cached = getattr(model.config, "use_cache", True)
+    student = _adapted(model, config) if config.train == "adapter" else _whole(model)
+    data, cache = _cached(as_rows(data), teacher, config)
     trainer = DistillTrainer(
-        model=_adapted(model, config) if config.train == "adapter" else _whole(model),
-        args=training_arguments(config),
-        train_dataset=Windows(windows),
+        model=student,
+        args=training_arguments(
+            config, evaluates=validation is not None, ddp_find_unused_parameters=config.replace_start < 1.0
+        ),
+        train_dataset=data,
+        eval_dataset=as_rows(validation),
         teacher=teacher,
         kd_weight=config.kd_weight,
         temperature=config.temperature,
         tail_weight=config.tail_weight,
         tail_layers=config.tail_layers,
-        callbacks=[StopAfter(config.minutes)] if config.minutes else None,
+        hidden_weight=config.hidden_weight,
+        replacement=_replacement(student, teacher, config),
+        cache=cache,
     )
-    trainer.train()
+    run(trainer, config)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained.config.use_cache = cached  # Trainer turned it off
     return (compressed(trained) if config.train == "adapter" else trained).eval()
+
+
+def _replacement(student: nn.Module, teacher: nn.Module | None, config: HealConfig) -> Replacement | None:
+    if config.replace_start == 1.0:
+        return None
+    if teacher is None:
+        raise ConfigError(f"replace_start={config.replace_start} lets a teacher's layers stand in; give one")
+    if config.teacher_cache:
+        raise ConfigError(f"replace_start={config.replace_start} needs the teacher's layers, not a cache")
+    steps = config.replace_steps or max(config.steps // 2, 1)
+    return Replacement(student, teacher, config.replace_start, steps, config.seed)
+
+
+def _cached(data: Any, teacher: nn.Module | None, config: HealConfig) -> tuple[Any, TeacherCache | None]:
+    """The training set, and where the teacher's logits of it are kept, if they are."""
+    if not config.teacher_cache:
+        return data, None
+    if teacher is None or not isinstance(data, Windows):
+        raise ConfigError("teacher_cache needs a teacher, and windows that are in memory (streaming: false)")
+    count, context = data.windows.shape
+    name = f"{weights_name(teacher)} {fingerprint(data)}"
+    with torch.no_grad():
+        ids = data.windows[:1, :2].to(next(teacher.parameters()).device)
+        vocabulary = teacher(input_ids=ids).logits.shape[-1]
+    made = TeacherCache(
+        config.teacher_cache, count, context, vocabulary, top_k=config.teacher_top_k,
+        temperature=config.temperature, of=name,
+    )  # fmt: skip
+    return Windows(data.windows, indexed=True), made
 
 
 def _adapted(model: PreTrainedModel, config: HealConfig) -> nn.Module:
@@ -151,3 +209,24 @@ def _whole(model: PreTrainedModel) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return model
+
+
+HELP = """Heal a shared model by distillation, with an adapter or with all its weights, and save it as one
+shared checkpoint. MODEL is the shared model or, with `structure`, a dense one that is shared first. The best
+step is chosen on validation text, which is neither trained on nor the text perplexity is measured on."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = HealConfig.from_command_line(HELP, arguments)
+    config.need_model("the checkpoint to heal")
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    parts = split(config)
+    model, teacher = load(config, tokenizer, parts.train)
+    if teacher is None:
+        say("no teacher is named (--teacher, the model it was made of): the text alone teaches")
+    data = prepare(config, tokenizer, parts)
+    size = target_bytes(tokenizer, data.test)
+    say("before:", perplexity(model, data.test, text_bytes=size))
+    healed = heal(model, data.train, teacher, config, data.validation)
+    say("after: ", perplexity(healed, data.test, text_bytes=size))
+    save_output(healed, tokenizer, config.output)

@@ -23,10 +23,10 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -46,9 +46,12 @@ from ..errors import ConfigError, unknown
 from ..eval.perplexity import Perplexity, perplexity
 from ..settle import settle
 from ..share import share
+from .arguments import TextRun, common_arguments
+from .data import prepare, split
 from .optim import MuonAdamW, adamw
-from .settings import Settings
-from .text import Text, Windows, load_text, target_bytes, windows
+from .output import save_output, say
+from .run import run
+from .text import target_bytes
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -57,17 +60,12 @@ SCHEDULES = ("trapezoid", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Settings):
+class PretrainConfig(TextRun):
     """All numbers of a run. The model's sizes have the names of `LlamaConfig`; lengths are in tokens."""
 
-    text: str = "stdlib"  # what `load_text` takes
-    column: str = "text"
-    max_bytes: int = 64_000_000  # of text, held in memory
     output: str = "runs/pretrain"
-    resume: bool = False  # go on from the last checkpoint in `output`
 
     vocab_size: int = 2560
-    context: int = 256
     hidden_size: int = 192
     intermediate_size: int = 512
     num_hidden_layers: int = 8
@@ -78,8 +76,6 @@ class PretrainConfig(Settings):
     share: dict = field(default_factory=dict)
 
     steps: int = 1000
-    batch: int = 8  # windows per pass and process
-    accumulation: int = 1  # passes per step
     optimizer: str = "muon"  # or adamw
     beta2: float = 0.999  # of adamw
     learning_rate: float = 4e-3
@@ -90,9 +86,9 @@ class PretrainConfig(Settings):
     decay_steps: int = 300  # of the trapezoid
     bf16: bool = True  # compute type; the weights in training are fp32
     save_steps: int = 100
-    seed: int = 0
 
-    MAY_BE_ZERO = ("seed", "warmup_steps", "decay_steps")
+    MAY_BE_ZERO = (*TextRun.MAY_BE_ZERO, "decay_steps")
+    TASK: ClassVar[str] = "pretrain"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,33 +183,31 @@ class Pretrained(Perplexity):
 
 def pretrain(config: PretrainConfig) -> Pretrained:
     """Trains, saves model, tokenizer and README to `config.output`, measures them on held-out text."""
-    text = load_text(config.text, column=config.column, max_bytes=config.max_bytes)
-    tokenizer = train_tokenizer(text.train, vocab_size=config.vocab_size, context=config.context)
+    parts = split(config)
+    tokenizer = train_tokenizer(parts.train, vocab_size=config.vocab_size, context=config.context)
+    data = prepare(config, tokenizer, parts)
     set_seed(config.seed)
     model: Any = build_model(config, tokenizer)
     times = StepTimes()
     trainer = PretrainTrainer(
         model=share(model, config.method()) if config.share else model,
-        args=_training_arguments(config),
-        train_dataset=Windows(windows(tokenizer, text.train, config.context)),
+        args=_training_arguments(config, evaluates=data.validation is not None),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         callbacks=[times],
     )
     trainer.muon = config.optimizer == "muon"
-    trainer.train(resume_from_checkpoint=config.resume or None)
+    run(trainer, config)
     model = _half(settle(trainer.accelerator.unwrap_model(trainer.model)))
     model.config.use_cache = True  # Trainer turned it off
-    heldout = windows(tokenizer, text.heldout, config.context)
+    heldout = data.test
     found = perplexity(model, heldout, text_bytes=target_bytes(tokenizer, heldout))
     measured = Pretrained(
         **{f.name: getattr(found, f.name) for f in fields(found)},
         parameters=sum(p.numel() for p in model.parameters()),
         step_seconds=statistics.median(times.seconds) if times.seconds else 0.0,
     )
-    if trainer.is_world_process_zero():
-        model.save_pretrained(config.output)
-        tokenizer.save_pretrained(config.output)
-        card = _card(config, text, model, measured)
-        (Path(config.output) / "README.md").write_text(card, encoding="utf-8")
+    save_output(model, tokenizer, config.output, _card(config, parts.source, model, measured))
     return measured
 
 
@@ -225,34 +219,21 @@ def _half(model: Any) -> Any:
     return model
 
 
-def _training_arguments(config: PretrainConfig) -> TrainingArguments:
+def _training_arguments(config: PretrainConfig, evaluates: bool) -> TrainingArguments:
     fall = {"num_decay_steps": config.decay_steps, "decay_type": "linear"}
     trapezoid = config.schedule == "trapezoid"
     return TrainingArguments(
-        output_dir=str(Path(config.output) / "checkpoints"),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch,
-        learning_rate=config.learning_rate,
+        **common_arguments(config, evaluates),
         weight_decay=config.weight_decay,
         adam_beta2=config.beta2,
         max_grad_norm=config.clip,
-        gradient_accumulation_steps=config.accumulation,
         lr_scheduler_type="warmup_stable_decay" if trapezoid else "cosine",
         lr_scheduler_kwargs=fall if trapezoid else {},
-        warmup_steps=config.warmup_steps,
         bf16=config.bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        seed=config.seed,
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        logging_steps=10,
-        report_to="none",
-        dataloader_drop_last=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
     )
 
 
-def _card(config: PretrainConfig, text: Text, model: LlamaForCausalLM, measured: Perplexity) -> str:
+def _card(config: PretrainConfig, source: str, model: LlamaForCausalLM, measured: Perplexity) -> str:
     rows = config.batch * config.accumulation
     tokens = config.steps * rows * config.context
     plan = f"\n| shared | `{json.dumps(config.share)}` |" if config.share else ""
@@ -271,7 +252,7 @@ measured without a download.
 |---|---|
 | parameters | {model.num_parameters():,} |
 | shape | {_shape(model.config)} |{plan}
-| trained on | {_source(text)} |
+| trained on | {_source(source)} |
 | command | `python recipes/pretrain.py --config recipes/pretrain.yaml` |
 | steps | {config.steps:,} of {rows} x {config.context} tokens, {tokens / 1e6:.1f} M tokens in all |
 | held-out loss | {measured.nll:.4f} nats per token over {measured.tokens:,} tokens |
@@ -290,8 +271,15 @@ def _shape(sizes: LlamaConfig) -> str:
     return f"{sizes.num_hidden_layers} layers, {heads}, {widths}, {lengths}"
 
 
-def _source(text: Text) -> str:
-    if text.source != "stdlib":
-        return f"`{Path(text.source).name if Path(text.source).exists() else text.source}`"
+def _source(source: str) -> str:
+    if source != "stdlib":
+        return f"`{Path(source).name if Path(source).exists() else source}`"
     version = platform.python_version()
     return f"the sources of the CPython {version} standard library, without tests and tables (PSF licence)"
+
+
+HELP = """Train a small Llama from nothing, shared from the start where `share` says so."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    say(pretrain(PretrainConfig.from_command_line(HELP, arguments)))

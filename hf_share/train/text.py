@@ -18,16 +18,17 @@ that marks a twin (`_pyio`, `_strptime`). Whole modules are held out, not single
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+from .documents import Documents
 
 
 if TYPE_CHECKING:
@@ -81,11 +82,13 @@ def stdlib_text() -> Text:
 
 
 def load_text(
-    source: str = "stdlib", *, column: str = "text", heldout: float = 0.1, max_bytes: int = 64_000_000
-) -> Text:
-    """Text by name: `"stdlib"`, a local file, or a data set for `datasets.load_dataset`.
+    source: str = "stdlib", *, column: str = "text", heldout: float = 0.1, max_bytes: int = 64_000_000,
+    separator: str = "",
+) -> Text:  # fmt: skip
+    """Text by name: `"stdlib"`, a local file, a folder of files, or a data set for `datasets.load_dataset`.
 
-    A `.jsonl` file gives one document a line, any other file is one document. A data set is named by its id
+    A `.jsonl` file gives one document a line, any other file is one document, or several where it holds the
+    `separator`; a folder of such files gives those of each, by path. A data set is named by its id
     or folder, with a configuration after a colon (`Salesforce/wikitext:wikitext-2-raw-v1`); its `train` split
     is streamed, so that naming a huge one costs no more than `max_bytes` of text. The held-out part is the
     last `heldout` of the documents or, where there is only one, of its characters.
@@ -94,11 +97,10 @@ def load_text(
         return stdlib_text()
     if not 0.0 < heldout < 1.0:
         raise ValueError(f"heldout={heldout}: the held-out part is a fraction between 0 and 1")
-    documents = _at_most(_documents(source, column), max_bytes)
+    documents = _at_most(iter(Documents(source, column, separator)), max_bytes)
     if not documents:
         raise ValueError(f"{source!r} holds no text")
-    split = _split_one if len(documents) == 1 else _split_many
-    train, rest = split(documents, heldout)
+    train, rest = split_documents(documents, heldout)
     return Text(train=train, heldout=rest, source=source)
 
 
@@ -110,15 +112,21 @@ def windows(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], contex
     """
     if context < 2:
         raise ValueError(f"context={context}: a window needs 2 tokens or more, one to see and one to predict")
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    prefix = [] if start is None else [start]
-    options = {"add_special_tokens": False, "verbose": False}  # verbose warns of every long document
-    encoded = (tokenizer(document, **options)["input_ids"] for document in documents)
-    stream = [token for document in encoded for token in (*prefix, *document)]
+    stream = [token for document in token_lists(tokenizer, documents) for token in document]
     n = len(stream) // context
     if n == 0:
         raise ValueError(f"the text has {len(stream)} tokens, fewer than one window of context={context}")
     return torch.tensor(stream[: n * context], dtype=torch.int64).view(n, context)
+
+
+def token_lists(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[list[int]]:
+    """The tokens of each document, behind the token that begins one."""
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    prefix: list[Any] = [] if start is None else [start]
+    options = {"add_special_tokens": False, "verbose": False}  # verbose warns of every long document
+    for document in documents:
+        tokens: Any = tokenizer(document, **options)["input_ids"]
+        yield prefix + tokens
 
 
 def target_bytes(tokenizer: PreTrainedTokenizerBase, windows: Tensor) -> int:
@@ -149,42 +157,6 @@ def _decodes(path: Path) -> bool:
         return False
 
 
-def _documents(source: str, column: str) -> Iterator[str]:
-    path = Path(source)
-    if path.suffix == ".jsonl" and path.is_file():
-        return _jsonl(path, column)
-    if path.is_file():
-        return iter([path.read_text(encoding="utf-8")])
-    return _dataset(source, column)
-
-
-def _jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _field(json.loads(line), column, f"line {number} of {path.name}")
-
-
-def _dataset(source: str, column: str) -> Iterator[str]:
-    from datasets import load_dataset
-
-    path, _, name = (source, "", "") if Path(source).exists() else source.partition(":")
-    try:
-        rows = load_dataset(path, name or None, split="train", streaming=True)
-    except (FileNotFoundError, ConnectionError) as error:
-        message = f"{source!r} is neither a local file nor a data set that can be reached: {error}"
-        raise ValueError(message) from error
-    for row in rows:
-        yield _field(row, column, f"data set {source!r}")
-
-
-def _field(row: object, column: str, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{where} has no text under column={column!r}; it has {found}")
-    return row[column]
-
-
 def _at_most(documents: Iterator[str], max_bytes: int) -> list[str]:
     taken, size = [], 0
     for document in documents:
@@ -196,25 +168,33 @@ def _at_most(documents: Iterator[str], max_bytes: int) -> list[str]:
     return taken
 
 
-def _split_one(documents: list[str], heldout: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    document = documents[0]
-    cut = round(len(document) * (1 - heldout))
-    return (document[:cut],), (document[cut:],)
-
-
-def _split_many(documents: list[str], heldout: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    cut = min(max(round(len(documents) * (1 - heldout)), 1), len(documents) - 1)
+def split_documents(documents: Sequence[str], last: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The documents, and the last part of them; of a single one, of its characters."""
+    if len(documents) == 1:
+        cut = round(len(documents[0]) * (1 - last))
+        return (documents[0][:cut],), (documents[0][cut:],)
+    cut = min(max(round(len(documents) * (1 - last)), 1), len(documents) - 1)
     return tuple(documents[:cut]), tuple(documents[cut:])
 
 
 class Windows(torch.utils.data.Dataset):
-    """Rows of (n, context) as Trainer wants them; the loss shifts the labels itself."""
+    """Rows of (n, context) as Trainer wants them; the loss shifts the labels itself.
 
-    def __init__(self, windows: Tensor):
-        self.windows = windows
+    Args:
+        indexed: say of each row which it is.
+    """
+
+    def __init__(self, windows: Tensor, indexed: bool = False):
+        self.windows, self.indexed = windows, indexed
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.windows[index], "labels": self.windows[index]}
+        row = {"input_ids": self.windows[index], "labels": self.windows[index]}
+        return {**row, "index": torch.tensor(index)} if self.indexed else row
+
+
+def as_rows(data: Any) -> Any:
+    """A tensor of windows as a set that Trainer takes; anything else as it is."""
+    return Windows(data) if isinstance(data, Tensor) else data

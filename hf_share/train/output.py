@@ -1,0 +1,38 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind: a model with its tokenizer, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+
+def save_output(model: Any, tokenizer: Any, folder: str | Path, card: str = "") -> None:
+    """Save beside the folder, then move file by file, the configuration last: a kill or a full disk leaves
+    what was there before. Of several processes the first one writes.
+    """
+    if not PartialState().is_main_process:
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        if card:
+            (Path(part) / "README.md").write_text(card, encoding="utf-8")
+        for file in sorted(Path(part).iterdir(), key=lambda path: path.name.endswith("config.json")):
+            if file.is_dir():
+                shutil.rmtree(folder / file.name, ignore_errors=True)
+            os.replace(file, folder / file.name)
+
+
+def say(*words: Any) -> None:
+    """Print, from one process."""
+    if PartialState().is_main_process:
+        print(*words, flush=True)

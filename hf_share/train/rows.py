@@ -1,0 +1,184 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning on instructions and chats, by TRL's SFTTrainer.
+
+    {"prompt": "...", "completion": "..."}                       the loss is of the completion
+    {"messages": [{"role": "user", "content": "..."}, ...]}      the loss is of the assistant's turns
+
+TRL applies the chat template, masks what is not to be learnt and packs rows; adapters, checkpoints and the
+choice of the best step are as for plain text. TRL is an extra: pip install 'hf_share[train]'.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import TrainerCallback
+
+from ..errors import ConfigError, unknown
+from .arguments import common_arguments
+from .run import run
+
+
+KINDS = {"chat": ("messages",), "instruction": ("prompt", "completion")}  # kind -> the columns it is known by
+LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+TEST, VALIDATION = 0.1, 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of one kind in three parts that share none; `datasets.Dataset` or `IterableDataset`."""
+
+    kind: str
+    train: Any
+    validation: Any
+    test: Any
+
+
+def read_rows(config: Any) -> Rows | None:
+    """The rows of `config.text`, or None where it holds plain text."""
+    if config.data_format == "text" or not _may_hold_rows(config):
+        return None
+    data = _load(config)
+    first = next(iter(data), None)
+    if first is None:
+        raise ValueError(f"{config.text!r} holds no rows")
+    kind = _kind(config, first)
+    if kind is None:
+        return None
+    data = data.select_columns(list(KINDS[kind]))
+    test, validation, train = _split_stream(data, config) if config.streaming else _split(data)
+    return Rows(kind=kind, train=train, validation=validation if config.eval_steps else None, test=test)
+
+
+def _may_hold_rows(config: Any) -> bool:
+    path = Path(config.text)
+    return config.text != "stdlib" and (not path.is_file() or path.suffix in LOADERS)
+
+
+def _load(config: Any) -> Any:
+    from datasets import load_dataset
+
+    path = Path(config.text)
+    options = {"split": "train", "streaming": config.streaming}
+    files = sorted(p for p in path.rglob("*") if p.suffix in LOADERS) if path.is_dir() else [path]
+    if path.exists() and not files:
+        return iter(())
+    if path.exists():
+        return load_dataset(LOADERS[files[0].suffix], data_files=[str(p) for p in files], **options)
+    name, _, configuration = config.text.partition(":")
+    try:
+        return load_dataset(name, configuration or None, **options)
+    except (FileNotFoundError, ConnectionError) as error:
+        message = f"{config.text!r} is neither a local file nor a data set that can be reached: {error}"
+        raise ValueError(message) from error
+
+
+def _kind(config: Any, row: dict[str, Any]) -> str | None:
+    found = [kind for kind, columns in KINDS.items() if all(name in row for name in columns)]
+    if config.data_format == "auto":
+        return found[0] if found else None
+    if config.data_format not in found:
+        wanted = " and ".join(KINDS[config.data_format])
+        raise ConfigError(
+            f"data_format={config.data_format} needs the columns {wanted}; rows have {sorted(row)}"
+        )
+    return config.data_format
+
+
+def _split(data: Any) -> tuple[Any, Any, Any]:
+    count = len(data)
+    test = max(round(count * TEST), 1)
+    validation = max(round((count - test) * VALIDATION), 1)
+    if count < test + validation + 1:
+        raise ConfigError(f"{count} rows cannot be split into training, validation and test")
+    places = (range(count - test, count), range(count - test - validation, count - test))
+    return data.select(places[0]), data.select(places[1]), data.select(range(count - test - validation))
+
+
+def _split_stream(data: Any, config: Any) -> tuple[Any, Any, Any]:
+    from datasets import Dataset
+
+    size = config.eval_windows
+    held = list(itertools.islice(iter(data), 2 * size))
+    if len(held) < 2 * size:
+        raise ConfigError(f"a stream of {len(held)} rows has none beyond eval_windows={size} twice")
+    return Dataset.from_list(held[:size]), Dataset.from_list(held[size:]), data.skip(2 * size)
+
+
+def trl() -> Any:
+    """The package, or what to install."""
+    try:
+        import trl as package  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            f"instructions and chats are trained by TRL, which is not installed ({error}): "
+            "pip install 'hf_share[train]'"
+        ) from error
+    return package
+
+
+class Named:
+    """What a set of rows is called, for the check that checkpoints are of the same data."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def finetune_rows(
+    model: PeftModel, tokenizer: Any, rows: Rows, config: Any, callbacks: list[TrainerCallback] | None = None
+) -> tuple[float, float]:
+    """Train an adapter in place; the loss on the test rows before and after."""
+    package = trl()
+    _need_template(tokenizer, rows, config)
+    trainer = package.SFTTrainer(
+        model=model,
+        args=package.SFTConfig(**sft_arguments(config, rows)),
+        train_dataset=rows.train,
+        eval_dataset=rows.validation,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    before = trainer.evaluate(rows.test, metric_key_prefix="test")["test_loss"]
+    run(trainer, config, Named(config.text))
+    return before, trainer.evaluate(rows.test, metric_key_prefix="test")["test_loss"]
+
+
+def sft_arguments(config: Any, rows: Rows) -> dict[str, Any]:
+    """What a run's numbers are for SFTConfig."""
+    only = config.completion_only
+    return {
+        **common_arguments(config, evaluates=rows.validation is not None),
+        "lr_scheduler_type": config.schedule,
+        "weight_decay": 0.0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "max_length": config.context,
+        "packing": config.packing,
+        "packing_strategy": "wrapped",  # the others need kernels that keep packed rows apart
+        "eval_packing": False,
+        "completion_only_loss": only if rows.kind == "instruction" else None,
+        "assistant_only_loss": only and rows.kind == "chat",
+        "chat_template_path": config.chat_template or None,
+        "loss_type": "nll",
+    }
+
+
+def _need_template(tokenizer: Any, rows: Rows, config: Any) -> None:
+    if rows.kind != "chat":
+        return
+    if not tokenizer.chat_template and not config.chat_template:
+        raise ConfigError(
+            "the tokenizer has no chat template; give one by --chat_template FILE.jinja, with the turns of "
+            "the assistant between {% generation %} and {% endgeneration %}"
+        )
+
+
+def check_format(name: str) -> None:
+    known = ("auto", "text", *KINDS)
+    if name not in known:
+        raise unknown("data_format", name, known, ConfigError)
