@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .about import About, about_rule
 from .errors import PlanError, unknown
 from .linalg import best_factors
 from .plan import SharePlan
@@ -53,7 +54,12 @@ class Rule(ABC):
     name: ClassVar[str]
     kind: ClassVar[str]
     over: ClassVar[str] = "W"
+    about: ClassVar[About | None] = None
     light: ClassVar[bool] = False  # what it forms is small, and kept while nothing trains
+
+    def told(self) -> About:
+        """What model cards say of this rule with these arguments."""
+        return self.about or about_rule(self.name)
 
     @property
     def reads(self) -> str:
@@ -201,6 +207,10 @@ def generator(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+LOW_RANK = About("low-rank", "each weight has a low-rank delta of its own")
+SHARED_LOW_RANK = About("share-lora", "low-rank deltas share factors between layers", "2406.10785")
+
+
 @rule
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Rule):
@@ -253,6 +263,9 @@ class LowRank(Rule):
                 f"low_rank: init {self.init!r} fits each site by itself; share {self.share!r} and scale "
                 f"{self.scale!r} do not go with it"
             )
+
+    def told(self) -> About:
+        return SHARED_LOW_RANK if self.share else LOW_RANK
 
     @property
     def reads(self) -> str:
