@@ -28,6 +28,7 @@ LEFT_OUT = [
     ".*", "*/.*", "__pycache__/*", "checkpoint-*/*", "runs/*", "trainer_state.json", "training_args.bin",
     "optimizer*", "scheduler*", "scaler*", "rng_state*", "pytorch_model_fsdp*",
 ]  # fmt: skip
+WITHOUT_XET = "\nIf this Hub or its proxy has no Xet storage, set HF_HUB_DISABLE_XET=1 for plain HTTP."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +83,10 @@ def push_folder(
         return _push(api, Path(folder), files, to, replace(found, base=found.base or base_hint), card)
     except HfHubHTTPError:
         raise  # it says what the Hub said
-    except (HTTPError, RuntimeError) as error:  # of the network, or the client's, of one file
+    except (HTTPError, RuntimeError, ConnectionError) as error:  # of the network, the client's, or Xet's
         said = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
-        raise OSError(f"{said}\nNothing was changed; push again to go on.") from error
+        xet = WITHOUT_XET if "xet" in said else ""
+        raise OSError(f"{said}\nNothing was changed; push again to go on.{xet}") from error
 
 
 def _push(

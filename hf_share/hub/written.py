@@ -72,7 +72,7 @@ def inherited(old: ModelCard | None, given: dict[str, Any], results: bool) -> di
     known["results"] = _results(data) if results else None
     if not given.get("base_model"):
         base = _one(data.base_model)
-        known |= {"base_model": base, "relation": data.base_model_relation if base else None}
+        known |= {"base_model": base, "relation": data.get("base_model_relation") if base else None}
     return {**given, **{k: v for k, v in known.items() if v and not given.get(k)}}
 
 
