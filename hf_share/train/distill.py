@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from ..errors import ConfigError
+from .cards import OwnCard
 
 
 def distillation_loss(
@@ -82,7 +83,7 @@ def tail_loss(
     return total / count
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(OwnCard, Trainer):
     """`transformers.Trainer` with a teacher. Without one it trains on cross-entropy alone.
 
     Args:

@@ -30,6 +30,7 @@ from ..ties import attached
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split
 from .distill import DistillTrainer
+from .fsdp import blueprint, whole
 from .output import save_output, say
 from .run import run
 from .text import as_rows, target_bytes
@@ -127,8 +128,9 @@ def heal(
         tail_weight=config.tail_weight,
         tail_layers=config.tail_layers,
     )
+    twin = blueprint(trainer)
     run(trainer, config)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = whole(trainer, twin)
     trained.config.use_cache = cached  # Trainer turned it off
     return (compressed(trained) if config.train == "adapter" else trained).eval()
 
