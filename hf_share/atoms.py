@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .about import About
 from .errors import PlanError, unknown
 from .linalg import gram_pca
 from .rules import Rule, Shape, rule
@@ -50,6 +51,7 @@ class Atoms(Rule):
 
     name: ClassVar[str] = "atoms"
     kind: ClassVar[str] = "replace"
+    about: ClassVar[About | None] = About("masa", "weights are sums of a few shared matrices", "2508.04581")
 
     S: int
     coef: str = "direct"

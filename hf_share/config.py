@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 from torch import nn
 
+from .about import About
 from .errors import ConfigError, UnknownKey, nearest, unknown
 from .peft_type import PEFT_TYPE
 from .plan import SharePlan
@@ -94,6 +95,7 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
 
     name: ClassVar[str] = GENERAL
     _from_file: ClassVar[bool] = False  # read by peft from an adapter's folder
+    arranges: ClassVar[dict[str, About]] = {}  # pattern of an `Arrange` step -> what cards say of it
     has_targets: ClassVar[bool] = False  # True for a method that adds to the modules target_modules names
 
     plan: Any = None

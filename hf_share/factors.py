@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .about import About
 from .errors import PlanError, unknown
 from .linalg import best_factors
 from .rules import Rule, Shape, rule
@@ -38,6 +39,7 @@ class Factors(Rule):
 
     name: ClassVar[str] = "factors"
     kind: ClassVar[str] = "replace"
+    about: ClassVar[About | None] = About("low-rank", "weights are products of two thin matrices")
 
     r: int
     init: str = "svd"

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .about import About, about_rule
 from .errors import PlanError, unknown
 from .linalg import best_factors
 from .plan import SharePlan
@@ -53,9 +54,14 @@ class Rule(ABC):
     name: ClassVar[str]
     kind: ClassVar[str]
     over: ClassVar[str] = "W"
+    about: ClassVar[About | None] = None
     light: ClassVar[bool] = False  # what it forms is small, and kept while nothing trains
     frozen: ClassVar[bool] = False  # all it stores are whole numbers, and a weight of theirs is fp32
     active: ClassVar[tuple[str, ...]] = ()  # the fields that hold the active choices
+
+    def told(self) -> About:
+        """What model cards say of this rule with these arguments."""
+        return self.about or about_rule(self.name)
 
     @property
     def reads(self) -> str:
@@ -246,6 +252,10 @@ def generator(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+LOW_RANK = About("low-rank", "each weight has a low-rank delta of its own")
+SHARED_LOW_RANK = About("share-lora", "low-rank deltas share factors between layers", "2406.10785")
+
+
 @rule
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Rule):
@@ -313,6 +323,9 @@ class LowRank(Rule):
         object.__setattr__(self, "ranks", ranks)
         if self.rank is not None and self.rank not in ranks:
             raise PlanError(f"low_rank: rank {self.rank} is not one of {ranks}")
+
+    def told(self) -> About:
+        return SHARED_LOW_RANK if self.share else LOW_RANK
 
     @property
     def reads(self) -> str:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .about import About
 from .rules import Rule, Shape, rule
 from .sites import Site
 
@@ -27,6 +28,7 @@ class Scale(Rule):
     name: ClassVar[str] = "scale"
     kind: ClassVar[str] = "map"
     over: ClassVar[str] = "y"
+    about: ClassVar[About | None] = About("scale", "each output of a weight has a factor of its own")
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
         return {}

@@ -13,7 +13,8 @@ from torch import nn
 
 from .attach import attach
 from .errors import ConfigError, Refused, unknown
-from .hub.quantizer import METHOD, SharedConfig
+from .hub.checkpoint import METHOD
+from .hub.quantizer import SharedConfig
 from .ties import attached
 
 

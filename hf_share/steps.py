@@ -175,6 +175,17 @@ class Arrange:
         """True if each depth keeps a layer of its own, so that the result is a plain, shallower model."""
         return self.roles == "all" and len(set(self.order)) == len(self.order) and self.members == self.order
 
+    @property
+    def pattern(self) -> str:
+        """`"loops"` where a block comes round whole (0 1 2 0 1 2), else `"groups"` where layers share, else
+        `"removal"`.
+        """
+        order = [s for s in self.order if s is not None]
+        block = list(dict.fromkeys(order))
+        if 1 < len(block) < len(order) and order == block * (len(order) // len(block)):
+            return "loops"
+        return "groups" if len(block) < len(order) else "removal"
+
     def groups(self) -> dict[int, tuple[int, ...]]:
         """Source layer -> the layers that meet in it, in the order of their depths."""
         met: dict[int, list[int]] = {}

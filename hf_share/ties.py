@@ -36,6 +36,10 @@ from .sites import STORES, backbone, prefix, resolve, stacks
 
 
 GUARD = "guard"
+SAVING = {  # what of `save_pretrained`'s arguments is not about pushing
+    "max_shard_size", "variant", "token", "save_peft_format", "save_original_format",
+    "distributed_checkpoint",
+}  # fmt: skip
 
 
 @dataclass
@@ -141,7 +145,7 @@ def _declare_to_transformers(model: Any, record: Attached) -> None:
 def undeclare(model: Any) -> None:
     """Take back everything `declare` did."""
     record = model.__dict__.pop("_hf_share", None)
-    for name in ("_hf_share", "save_pretrained"):
+    for name in ("_hf_share", "save_pretrained", "push_to_hub"):
         model.__dict__.pop(name, None)
         backbone(model).__dict__.pop(name, None)
     post, pre = model._load_state_dict_post_hooks, model._load_state_dict_pre_hooks
@@ -160,8 +164,8 @@ def undeclare(model: Any) -> None:
 
 def _save_pretrained(
     model: Any, save_directory: Any, is_main_process: bool = True, state_dict: Any = None,
-    *args: Any, **kwargs: Any,
-) -> Any:  # fmt: skip
+    push_to_hub: bool = False, *args: Any, **kwargs: Any,
+) -> None:  # fmt: skip
     """`PreTrainedModel.save_pretrained`, each tensor once and the guards in place, whoever made the dict."""
     adapters_only = getattr(model, "_hf_peft_config_loaded", False)
     if getattr(model, "hf_quantizer", None) is None and not adapters_only:  # our quantizer does it by itself
@@ -170,10 +174,15 @@ def _save_pretrained(
     if rows:
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         write(save_directory, rows)
+    ours = push_to_hub and "push_to_hub" in vars(model)
+    saving = {key: value for key, value in kwargs.items() if key in SAVING or not ours}
     with sheltered_saving(model):
-        return type(model).save_pretrained(
-            model, save_directory, is_main_process, state_dict, *args, **kwargs
+        type(model).save_pretrained(
+            model, save_directory, is_main_process, state_dict, push_to_hub and not ours, *args, **saving
         )
+    if ours and is_main_process:
+        pushing = {key: value for key, value in kwargs.items() if key == "token" or key not in SAVING}
+        model.push_to_hub(pushing.pop("repo_id", Path(save_directory).name), saved=save_directory, **pushing)
 
 
 def to_file(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ import transformers
 import hf_share  # noqa: F401 - registers
 
 
+pytest_plugins = ["hub_client"]
+
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,8 +29,8 @@ class Repo:
     commits: dict[str, dict[str, str]] = field(default_factory=dict)  # commit -> path -> sha256
     refs: dict[str, str] = field(default_factory=dict)  # branch -> commit
 
-    def commit(self, branch: str, files: dict[str, str]) -> str:
-        before = self.refs.get(branch, "")
+    def commit(self, branch: str, files: dict[str, str], onto: str | None = None) -> str:
+        before = self.refs.get(onto or branch, "")
         oid = hashlib.sha1(f"{before} {len(self.commits)} {sorted(files.items())}".encode()).hexdigest()
         self.commits[oid] = files
         self.refs[branch] = oid
@@ -55,10 +56,16 @@ class Hub:
         self.seen: list[str] = []
         self.url = ""
         self.cut = 0  # bytes after which the next download breaks off
+        self.stall = ("", 0)  # a kind of request, and how many are answered before none is
+        self.stalled, self.gone = threading.Event(), threading.Event()
+        self.moves: list[Callable[[], None]] = []  # called one by one, after each file that is resolved
 
     def fail(self, kind: str, status: int, times: int = 1000, **headers: str) -> None:
         """Answer the next `times` requests of `kind` by `status`; status 0 drops the connection."""
         self.failures.append(Failure(kind, status, times, headers))
+
+    def count(self, kind: str) -> int:
+        return sum(line.startswith(f"{kind} ") for line in self.seen)
 
     def file(self, repo: str, path: str, revision: str = "main") -> bytes:
         held = self.repos[repo]
@@ -144,6 +151,10 @@ class _Handler(BaseHTTPRequestHandler):
         return out
 
     def _fails(self, kind: str) -> bool:
+        if kind == self.hub.stall[0] and self.hub.count(kind) > self.hub.stall[1]:
+            self.hub.stalled.set()
+            self.close_connection = True
+            return self.hub.gone.wait(60)
         for failure in self.hub.failures:
             if failure.kind == kind and failure.times:
                 failure.times -= 1
@@ -255,8 +266,11 @@ class _Handler(BaseHTTPRequestHandler):
             elif step["key"] == "lfsFile":
                 assert value["oid"] in self.hub.blobs, "committed before it was uploaded"
                 files[value["path"]] = value["oid"]
-        oid = held.commit(revision, files)
-        self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "commitOid": oid})
+        asked = f"{self.hub.url}/{repo}/discussions/{len(held.refs)}"
+        proposed = "create_pr=1" in urlsplit(self.path).query
+        oid = held.commit(f"refs/pr/{len(held.refs)}" if proposed else revision, files, revision)
+        url = {"commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "commitOid": oid}
+        self._json({**url, **({"pullRequestUrl": asked} if proposed else {})})
 
     def _info(self, body: bytes, repo: str, revision: str = "main") -> None:
         held = self.hub.repos[repo]
@@ -292,6 +306,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._missing("EntryNotFound", **{"X-Repo-Commit": commit})
         else:
             self._content(commit, held.commits[commit][path])
+            if self.hub.moves:
+                self.hub.moves.pop(0)()
 
     def _content(self, commit: str, oid: str) -> None:
         content, status = self.hub.blobs[oid], 200

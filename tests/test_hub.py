@@ -7,17 +7,10 @@ fails leaves the repository and the folder as they were.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
-import huggingface_hub
 import pytest
 import transformers as tf
 from helpers import elements, shared, unique
-from hub_server import TOKEN, serve
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from typer.testing import CliRunner
 from zoo import build
@@ -25,63 +18,6 @@ from zoo import build
 import hf_share
 from hf_share import cli
 from hf_share.hub.push import push_folder
-
-
-TESTS = Path(__file__).parent
-PRELUDE = """
-import sys; sys.path.insert(0, {tests!r})
-import hashlib, torch, transformers as tf, hf_share
-from zoo import build, logits
-from helpers import shared
-def digest(model):
-    return hashlib.sha256(logits(model.eval()).numpy().tobytes()).hexdigest()
-def model(seed=0):
-    return shared(build("llama", seed=seed))
-Auto = tf.AutoModelForCausalLM
-"""
-
-
-@pytest.fixture
-def hub():
-    with serve() as running:
-        yield running
-
-
-@pytest.fixture
-def client(hub, tmp_path):
-    """Run lines of Python in a process of their own that knows this Hub; its last line of output."""
-
-    def call(code: str, fails: bool = False, **env: str) -> str:
-        given = {
-            "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1",
-        }  # fmt: skip
-        run = subprocess.run(
-            [sys.executable, "-c", PRELUDE.format(tests=str(TESTS)) + textwrap.dedent(code)],
-            env={**os.environ, **given, **env}, capture_output=True, text=True, cwd=tmp_path,
-        )  # fmt: skip
-        assert (run.returncode != 0) == fails, run.stderr[-3000:]
-        return (run.stderr if fails else run.stdout).strip().splitlines()[-1]
-
-    return call
-
-
-@pytest.fixture
-def online(hub, tmp_path, monkeypatch):
-    """The client of this process talks to the Hub, and does not wait between its tries."""
-    constants = huggingface_hub.constants
-    for name, value in {
-        "ENDPOINT": hub.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    huggingface_hub.close_session()
-    yield hub
-    huggingface_hub.close_session()
 
 
 @pytest.fixture
@@ -137,14 +73,35 @@ def test_revisions_and_a_branch_that_moves(hub, client):
 
 
 @pytest.mark.slow
+def test_a_branch_that_moves_while_a_model_loads(hub, client):
+    """Config and weights are of one commit, also where another is pushed between the two."""
+    code = """
+    first, second = model(), shared(build("llama", seed=1), "fold")
+    one, two = first.push_to_hub("me/shared").oid, second.push_to_hub("me/shared").oid
+    print(one, two, digest(first))
+    """
+    one, two, expected = client(code).split()
+    held = hub.repos["me/shared"]
+    held.refs["main"] = one
+    hub.moves.append(lambda: held.refs.update(main=two))
+    load = "print(digest(Auto.from_pretrained('me/shared', cache_dir='another')))"
+    assert client(load) == expected and held.refs["main"] == two
+    assert client(load) != expected
+
+
+@pytest.mark.slow
 def test_subfolder_token_and_private(hub, client):
     code = """
+    import os
     from huggingface_hub import HfApi
     m = model()
     m.save_pretrained("saved")
     HfApi().create_repo("me/hidden", private=True)
     HfApi().upload_folder(repo_id="me/hidden", folder_path="saved", path_in_repo="small")
     assert digest(Auto.from_pretrained("me/hidden", subfolder="small")) == digest(m)
+    HfApi().upload_folder(repo_id="me/hidden", folder_path="saved", path_in_repo="deep/er", revision="main")
+    again = Auto.from_pretrained("me/hidden", subfolder="deep/er", token=os.environ.pop("HF_TOKEN"))
+    assert digest(again) == digest(m)
     try:
         Auto.from_pretrained("me/hidden", subfolder="small", token=False, cache_dir="another")
     except OSError as error:
@@ -167,7 +124,14 @@ def test_an_adapter_by_its_id(hub, client):
     again = PeftModel.from_pretrained(Auto.from_pretrained("me/base").eval(), "me/adapter")
     assert digest(again) == digest(adapted)
     from peft import AutoPeftModelForCausalLM
-    print(digest(AutoPeftModelForCausalLM.from_pretrained("me/adapter")) == digest(adapted))
+    assert digest(AutoPeftModelForCausalLM.from_pretrained("me/adapter")) == digest(adapted)
+    from huggingface_hub import HfApi
+    adapted.save_pretrained("saved")
+    HfApi().create_repo("me/many")
+    HfApi().upload_folder(repo_id="me/many", folder_path="saved", path_in_repo="one")
+    base = Auto.from_pretrained("me/base").eval()
+    again = PeftModel.from_pretrained(base, "me/many", subfolder="one", revision="main")
+    print(digest(again) == digest(adapted))
     """
     assert client(code) == "True"
     assert "adapter_model.safetensors" in hub.files("me/adapter")

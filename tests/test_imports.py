@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 
 # a file or a folder imports from its own line or from lines above
 LAYERS = (
-    "errors plain steps plan linalg planes codes",
+    "errors about plain steps plan linalg planes codes",
     "fused sites peft_type",
     "rules rebuild targets config attention",
     "binding shelter adapter scale atoms factors nested bywidth",
@@ -37,12 +37,12 @@ LAYERS = (
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
-    "errors plain steps plan linalg fused sites rules scale config targets adapter importance gates methods "
-    "attention atoms factors dense drift allocate nested bywidth rebuild visits".split()
+    "errors about plain steps plan linalg fused sites rules scale config targets adapter importance gates "
+    "methods attention atoms factors dense drift allocate nested bywidth rebuild visits".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {
-    "errors plain steps plan": set(),
+    "errors about plain steps plan": set(),
     "linalg fused sites rules rebuild modules": {"torch"},
     "config": {"torch", "peft"},
 }

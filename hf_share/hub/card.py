@@ -25,6 +25,7 @@ from ..errors import ConfigError, unknown
 from ..plan import SharePlan
 from .explain import explain
 from .outline import Outline, outline
+from .written import sign
 
 
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
@@ -63,7 +64,7 @@ peft, vLLM and LoRAX load; it is larger, since a shared matrix is written for ev
 
 
 def model_card(
-    model: str | os.PathLike | nn.Module,
+    model: str | os.PathLike | nn.Module | Outline,
     *,
     name: str | None = None,
     repo: str = REPO,
@@ -72,6 +73,9 @@ def model_card(
     datasets: str | Iterable[str] = (),
     license: str | None = None,
     results: Mapping[str, Any] | None = None,
+    baseline: Mapping[str, Any] | None = None,
+    notes: str | Iterable[str] = (),
+    tags: Iterable[str] = (),
 ) -> ModelCard:
     """The model card of a shared model or of a saved folder (a checkpoint or an adapter).
 
@@ -84,6 +88,9 @@ def model_card(
         datasets: Hub ids of what it was trained on.
         license: the Hub's name of a license, such as `apache-2.0`.
         results: data set -> metric -> number, or what lm-eval writes; they become the `model-index`.
+        baseline: the same of the base model; the card then says what was lost.
+        notes: what a reader should know besides, one paragraph each: what text it was trained on, say.
+        tags: more tags for the Hub.
 
     Returns:
         A `huggingface_hub.ModelCard`: `str(card)`, `card.save(path)`, `card.push_to_hub(repo)`.
@@ -91,10 +98,10 @@ def model_card(
     Example:
         >>> card = hf_share.model_card("folded", results={"wikitext": {"perplexity": 12.3}})  # doctest: +SKIP
     """
-    found = outline(model)
+    found = model if isinstance(model, Outline) else outline(model)
     title = name or (repo.rpartition("/")[2] if repo != REPO else _title(model))
     scores = _scores(results)
-    data = _metadata(found, title, base_model, relation, datasets, license, scores)
+    data = _metadata(found, title, base_model, relation, datasets, license, scores, tags)
     body = Template(_template()).substitute(
         name=title,
         summary=_summary(found, data.base_model),
@@ -102,17 +109,19 @@ def model_card(
         steps="\n".join(f"- {line.text}" for line in explain(found.plan)) or "Nothing is shared.",
         loading=Template(LOADING[found.library]).substitute(loader=found.loader, repo=repo),
         without=PLAIN if _is_plain(found) else Template(WITHOUT[found.library]).substitute(repo=repo),
-        measured=_table(scores),
+        measured="\n\n".join([_table(scores, _scores(baseline)), *_listed(notes)]),
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{sign(body)}")
 
 
 def _template() -> str:
     return (resources.files(__package__) / "card.md").read_text(encoding="utf-8")
 
 
-def _title(model: str | os.PathLike | nn.Module) -> str:
-    return type(model).__name__ if isinstance(model, nn.Module) else Path(model).resolve().name
+def _title(model: str | os.PathLike | nn.Module | Outline) -> str:
+    if isinstance(model, (str, os.PathLike)):
+        return Path(model).resolve().name
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
 
 
 def _is_plain(found: Outline) -> bool:
@@ -127,6 +136,7 @@ def _metadata(
     datasets: str | Iterable[str],
     license: str | None,
     scores: list[tuple[str, str, float]],
+    tags: Iterable[str],
 ) -> ModelCardData:
     base = _repo_id("base_model", base) if base else _known_base(found.base)
     if relation is not None and relation not in RELATIONS:
@@ -134,7 +144,7 @@ def _metadata(
     if relation is not None and base is None:
         raise ConfigError("a relation needs the base_model it is to")
     default = "adapter" if found.library == "peft" else "finetune"
-    trained = [datasets] if isinstance(datasets, str) else list(datasets)
+    trained = _listed(datasets)
     return ModelCardData(
         library_name=found.library,
         pipeline_tag=found.task,
@@ -142,7 +152,7 @@ def _metadata(
         base_model_relation=None if base is None else relation or default,
         datasets=[_repo_id("dataset", name) for name in trained] or None,
         license=license,
-        tags=_tags(found.plan),
+        tags=list(dict.fromkeys([*_tags(found.plan), *tags])),
         metrics=list(dict.fromkeys(metric for _, metric, _ in scores)) or None,
         model_name=title,
         eval_results=[
@@ -157,6 +167,10 @@ def _metadata(
 
 def _tags(plan: SharePlan | None) -> list[str]:
     return list(dict.fromkeys(["hf_share", "weight-sharing", *(line.tag for line in explain(plan))]))
+
+
+def _listed(value: str | Iterable[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
 
 
 def _repo_id(what: str, name: str) -> str:
@@ -211,8 +225,18 @@ def _scores(results: Mapping[str, Any] | None) -> list[tuple[str, str, float]]:
     return scores
 
 
-def _table(scores: list[tuple[str, str, float]]) -> str:
+def _table(scores: list[tuple[str, str, float]], before: list[tuple[str, str, float]]) -> str:
     if not scores:
         return "Nothing was measured."
-    rows = [f"| {dataset} | {metric} | {value:g} |" for dataset, metric, value in scores]
-    return "\n".join(["| data | metric | value |", "| --- | --- | ---: |", *rows])
+    if not before:
+        rows = [f"| {dataset} | {metric} | {value:g} |" for dataset, metric, value in scores]
+        return "\n".join(["| data | metric | value |", "| --- | --- | ---: |", *rows])
+    was = {(dataset, metric): value for dataset, metric, value in before}
+    rows = [_change(dataset, metric, was.get((dataset, metric)), value) for dataset, metric, value in scores]
+    head = ["| data | metric | base model | this model | change |", "| --- | --- | ---: | ---: | ---: |"]
+    return "\n".join([*head, *rows])
+
+
+def _change(dataset: str, metric: str, was: float | None, value: float) -> str:
+    before, by = ("", "") if was is None else (f"{was:g}", f"{value - was:+g}")
+    return f"| {dataset} | {metric} | {before} | {value:g} | {by} |"

@@ -26,6 +26,7 @@ from ..sites import STORES, backbone, prefix
 from ..ties import attached, get_tensor
 
 
+METHOD = "hf_share"  # the `quant_method` of a shared checkpoint
 Shape = tuple[int, ...]
 
 

@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 import transformers
+from peft import PeftModel, TaskType, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..attach import attach
+from ..config import ShareConfig
 from ..describe import describe
 from ..errors import CheckpointError, ConfigError
 from ..peft_type import PEFT_TYPE
 from ..plan import SharePlan
-from .quantizer import METHOD
+from .checkpoint import METHOD
 
 
 CHECKPOINT, ADAPTER = "config.json", "adapter_config.json"
@@ -72,16 +74,37 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _of_model(model: Any) -> Outline:
     if hasattr(model, "peft_config"):
-        raise ConfigError(
-            "this model carries adapters; save_pretrained it and give the folder, or take "
-            "hf_share.compressed(model)"
-        )
+        return _of_adapted(model)
     told: Any = describe(model)
     loader, task = _class_of(told.model)
     return Outline(
         library="transformers", loader=loader, task=task,
-        stored=told.stored, used=told.used, bytes=told.bytes, plan=told.plan,
+        stored=told.stored, used=told.used, bytes=told.bytes, plan=told.plan, base=came_from(model),
     )  # fmt: skip
+
+
+def _of_adapted(model: Any) -> Outline:
+    config = model.peft_config.get(getattr(model, "active_adapter", None))
+    if not isinstance(model, PeftModel) or not isinstance(config, ShareConfig):
+        raise ConfigError(
+            "this model carries adapters, of which none of ours is the active one; save_pretrained it and "
+            "give the folder, or take hf_share.compressed(model)"
+        )
+    # by default it asks the Hub whether embeddings belong to the adapter
+    state = get_peft_model_state_dict(
+        model, adapter_name=model.active_adapter, save_embedding_layers=False
+    )
+    tensors = state.values()
+    loader, task = _adapter_class(config.task_type)
+    return Outline(
+        library="peft", loader=loader, task=task, used=None, plan=config._plan, base=came_from(model),
+        stored=sum(t.numel() for t in tensors), bytes=sum(t.numel() * t.element_size() for t in tensors),
+    )  # fmt: skip
+
+
+def came_from(model: Any) -> str | None:
+    """What the model was loaded from: a Hub id or a folder."""
+    return getattr(getattr(model, "config", None), "_name_or_path", None) or None
 
 
 def _of_checkpoint(folder: Path) -> Outline:
@@ -112,10 +135,11 @@ def _of_adapter(folder: Path) -> Outline:
         raise ConfigError(f"{folder / ADAPTER} is no JSON object") from None
     if values.get("peft_type") != PEFT_TYPE:
         raise ConfigError(f"{folder} holds a {values.get('peft_type')} adapter, which is not hf_share's")
+    loader, task = _adapter_class(values.get("task_type"))
     return Outline(
         library="peft",
-        loader="AutoPeftModelForCausalLM" if values.get("task_type") == "CAUSAL_LM" else "AutoPeftModel",
-        task="text-generation" if values.get("task_type") == "CAUSAL_LM" else None,
+        loader=loader,
+        task=task,
         stored=sum(torch.Size(shape).numel() for shape in shapes(folder).values()),
         used=None,
         bytes=file_bytes(folder),
@@ -130,6 +154,11 @@ def _class_of(name: str) -> tuple[str, str | None]:
     if name in names.values():
         return "AutoModelForCausalLM", "text-generation"
     return name, None
+
+
+def _adapter_class(task_type: str | None) -> tuple[str, str | None]:
+    causal = task_type == TaskType.CAUSAL_LM
+    return ("AutoPeftModelForCausalLM", "text-generation") if causal else ("AutoPeftModel", None)
 
 
 def file_bytes(folder: Path) -> int:

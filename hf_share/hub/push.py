@@ -10,24 +10,37 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import filter_repo_objects
 
 from ..errors import CheckpointError, ConfigError
 from .card import model_card
-from .outline import ADAPTER, CHECKPOINT, shapes
+from .outline import ADAPTER, CHECKPOINT, Outline, outline, shapes
+from .written import CARD, card_in, inherited, is_ours, is_stock
 
 
-CARD = "README.md"
-BOILERPLATE = "# Model Card for Model ID"  # what peft and transformers write where nobody wrote a card
 LEFT_OUT = [
     ".*", "*/.*", "__pycache__/*", "checkpoint-*/*", "runs/*", "trainer_state.json", "training_args.bin",
     "optimizer*", "scheduler*", "scaler*", "rng_state*", "pytorch_model_fsdp*",
 ]  # fmt: skip
+WITHOUT_XET = "\nIf this Hub or its proxy has no Xet storage, set HF_HUB_DISABLE_XET=1 for plain HTTP."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a push goes: the repository, the branch, and what the commit says."""
+
+    repo: str
+    private: bool | None = None
+    revision: str | None = None
+    message: str | None = None
+    description: str | None = None
+    create_pr: bool = False
 
 
 def push_folder(
@@ -37,53 +50,80 @@ def push_folder(
     private: bool | None = None,
     revision: str | None = None,
     message: str | None = None,
+    description: str | None = None,
+    create_pr: bool = False,
     token: str | bool | None = None,
+    base_hint: str | None = None,
     **card: Any,
 ) -> CommitInfo:
     """Upload the folder of a checkpoint or an adapter as one commit, with a model card if it has none.
 
     What training leaves beside a model (optimizer, checkpoints) stays here. A card that a person wrote, in
-    the folder or on the Hub, is kept.
+    the folder or on the Hub, is kept; one that hf_share wrote is made anew.
 
     Args:
         private: for a repository that is made here; the account's default if None.
         revision: the branch, made if it is not there.
+        create_pr: open a pull request instead of moving the branch.
+        base_hint: the base model where neither `card` nor an earlier card names one.
         card: what `model_card` takes: `base_model`, `datasets`, `license`, `results`.
 
     Raises:
         ShareError: if the folder holds no whole model; nothing has been sent then.
     """
     files = files_of(folder)
-    made = None if _has_card(Path(folder)) else str(model_card(folder, repo=repo, **card))
+    found = outline(folder)
+    model_card(found, name=repo, **card)  # what it refuses is refused before anything is sent
+    to = Target(
+        repo=repo, private=private, revision=revision, message=message, description=description,
+        create_pr=create_pr,
+    )  # fmt: skip
+    api = HfApi(token=token)
     try:
-        return _push(HfApi(token=token), Path(folder), files, made, repo, private, revision, message)
+        return _push(api, Path(folder), files, to, replace(found, base=found.base or base_hint), card)
     except HfHubHTTPError:
         raise  # it says what the Hub said
-    except (HTTPError, RuntimeError) as error:  # of the network, or the client's, round that of one file
+    except (HTTPError, RuntimeError, ConnectionError) as error:  # of the network, the client's, or Xet's
         said = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
-        raise OSError(f"{said}\nNothing was changed; push again to go on.") from error
+        xet = WITHOUT_XET if "xet" in said else ""
+        raise OSError(f"{said}\nNothing was changed; push again to go on.{xet}") from error
 
 
 def _push(
-    api: HfApi,
-    folder: Path,
-    files: list[str],
-    card: str | None,
-    repo: str,
-    private: bool | None,
-    revision: str | None,
-    message: str | None,
+    api: HfApi, folder: Path, files: list[str], to: Target, found: Outline, options: dict[str, Any]
 ) -> CommitInfo:
-    repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-    if revision is not None:
-        api.create_branch(repo, branch=revision, exist_ok=True)
+    repo = api.create_repo(to.repo, private=to.private, exist_ok=True).repo_id
+    if to.revision is not None and not to.revision.startswith("refs/"):
+        api.create_branch(repo, branch=to.revision, exist_ok=True)
     added = [CommitOperationAdd(name, str(folder / name)) for name in files]
-    if card is not None:
+    here = card_in(folder)
+    card = None
+    if here is None or is_stock(here) or (is_ours(here) and any(options.values())):
         added = [operation for operation in added if operation.path_in_repo != CARD]
-        if not _has_remote_card(api, repo, revision):
-            added.append(CommitOperationAdd(CARD, card.encode()))
-    message = message or "Upload model with hf_share"
-    return api.create_commit(repo, added, commit_message=message, revision=revision)
+        card = _made(here, _remote(api, repo, to.revision), found, repo, options)
+    if card is not None:
+        added.append(CommitOperationAdd(CARD, str(card).encode()))
+    return api.create_commit(
+        repo, added, commit_message=to.message or "Upload model with hf_share",
+        commit_description=to.description, revision=to.revision, create_pr=to.create_pr,
+    )  # fmt: skip
+
+
+def _made(
+    here: ModelCard | None, there: ModelCard | None, found: Outline, repo: str, options: dict[str, Any]
+) -> ModelCard | None:
+    """The card to send with the model, or None to leave the one on the Hub as it is."""
+    if here is not None and is_ours(here):
+        return model_card(found, repo=repo, **inherited(here, options, results=True))
+    if there is not None and not is_ours(there) and not is_stock(there):
+        return None
+    options = inherited(here, options, results=False)
+    # scores on the Hub are of the weights that are there, and those are about to be replaced
+    options = inherited(there, options, results=False)
+    if options.get("base_model") == repo:
+        options = {**options, "base_model": None, "relation": None}
+    found = replace(found, base=None if found.base == repo else found.base)
+    return model_card(found, repo=repo, **options)
 
 
 def files_of(folder: str | os.PathLike) -> list[str]:
@@ -105,12 +145,7 @@ def files_of(folder: str | os.PathLike) -> list[str]:
     return list(filter_repo_objects(names, ignore_patterns=LEFT_OUT))
 
 
-def _has_card(folder: Path) -> bool:
-    return (folder / CARD).is_file() and BOILERPLATE not in (folder / CARD).read_text(encoding="utf-8")
-
-
-def _has_remote_card(api: HfApi, repo: str, revision: str | None) -> bool:
+def _remote(api: HfApi, repo: str, revision: str | None) -> ModelCard | None:
     if not api.file_exists(repo, CARD, revision=revision):
-        return False
-    path = api.hf_hub_download(repo, CARD, revision=revision)
-    return BOILERPLATE not in Path(path).read_text(encoding="utf-8")
+        return None
+    return card_in(Path(api.hf_hub_download(repo, CARD, revision=revision)).parent)

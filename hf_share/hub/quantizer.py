@@ -31,10 +31,10 @@ from ..plan import SharePlan
 from ..shelter import Shelter, sheltered
 from ..sites import prefix
 from ..ties import Attached, attached, to_file
-from .checkpoint import check_files
+from .checkpoint import METHOD, check_files
+from .publish import publish
 
 
-METHOD = "hf_share"
 WRITTEN = "pre_quantized"  # in `inner`: the file's weights are quantised already
 
 
@@ -138,6 +138,7 @@ class SharedQuantizer(HfQuantizer):
         kept = (c for c in model._weight_conversions or () if not isinstance(c, Shelter))
         model._weight_conversions = [c for c in kept if id(c) not in done]
         model.config.quantization_config = self.quantization_config.written()
+        publish(model)
         if self.inner is not None:
             self.trains = not activations_quantised(model)
             return self.inner._process_model_after_weight_loading(model, **kwargs)

@@ -14,12 +14,16 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import ConfigError
 from ..ties import attached
-from .quantizer import METHOD, WRITTEN, SharedConfig, SharedQuantizer
+from .checkpoint import METHOD
+from .publish import publish
+from .quantizer import WRITTEN, SharedConfig, SharedQuantizer
 
 
 def record_plan(model: nn.Module) -> None:
     """Write the model's plan into its config; nothing for a model stock code can run as it is."""
     record, config = attached(model), getattr(model, "config", None)
+    if record is not None:
+        publish(model)
     if record is None or config is None or not hasattr(config, "to_dict") or record.plan.is_plain:
         return
     config.quantization_config = SharedConfig(plan=record.plan, inner=_inner_of(model))

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from ..about import About
 from ..adapter import group_names
 from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
@@ -68,6 +69,10 @@ class FoldConfig(ShareConfig):
     """
 
     name: ClassVar[str] = "fold"
+    arranges: ClassVar[dict[str, About]] = {
+        "groups": About("foldgpt", "layers share the weights of others", "2407.00928"),
+        "removal": About("layer-removal", "layers are left out"),
+    }
 
     removal_rate: float = 0.0
     remove: list[int] | None = None

@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..about import About
 from ..adapter import INITS, AdapterConfig, group_names
 from ..config import method
 from ..errors import ConfigError, PlanError, unknown
@@ -57,6 +58,9 @@ class Shards(Rule):
     name: ClassVar[str] = "shards"
     kind: ClassVar[str] = "add"
     light: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        "mos", "low-rank factors are put together from a shared pool", "2410.00938"
+    )
 
     r: int
     e: int

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from ..about import About
 from ..adapter import ends, group_names, require_ends
 from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
@@ -77,6 +78,9 @@ class RecursiveConfig(ShareConfig):
     """
 
     name: ClassVar[str] = "recursive"
+    arranges: ClassVar[dict[str, About]] = {
+        "loops": About("recursive", "a block of layers runs several times", "2410.20672"),
+    }
 
     num_loops: int = 2
     order: str = "cycle"

@@ -27,6 +27,7 @@ from transformers import Trainer
 
 from ..errors import ConfigError
 from ..guards import ready_to_train
+from .cards import OwnCard
 from .divergences import KL, Divergence
 from .replace import Replacement
 from .teacher_cache import TeacherCache, TopLogits
@@ -118,7 +119,7 @@ def _squares(pairs: Sequence[tuple[Tensor, Tensor]], labels: Tensor, count: Any)
     return total / count
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(OwnCard, Trainer):
     """`transformers.Trainer` with a teacher. Without one it trains on cross-entropy alone.
 
     Args:

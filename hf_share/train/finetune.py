@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..eval.perplexity import perplexity
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split
+from .fsdp import blueprint, whole
 from .output import save_output, say
 from .rows import Rows, check_format, finetune_rows, read_rows
 from .run import run
@@ -80,7 +81,9 @@ def finetune(
         eval_dataset=as_rows(validation),
         **trainer,
     )
+    twin = blueprint(made)
     run(made, config)
+    adapted = whole(made, twin)
     adapted.config.use_cache = cached  # Trainer turned it off
     return adapted.eval()
 

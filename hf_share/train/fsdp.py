@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""FSDP2 units of a shared model.
+"""FSDP2 of a shared model: its units before training, and the whole model after it.
 
 `fully_shard` refuses a parameter that two units see, so layers that share tensors form one unit, and what a
 layer shares with something outside the layers (a tied embedding) belongs to the root. Stores are
@@ -10,13 +10,24 @@ called, not aliased, and need nothing: they belong to the root.
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
-With accelerate do the same before `prepare`, which leaves alone what is sharded already, or use its `NO_WRAP`
-policy.
+accelerate makes every layer a unit of its own, which is right where nothing is tied; elsewhere `shard_tied`
+goes before its `prepare`. The trainings of this folder do so. After
+training the parameters are parts, which neither `compressed` nor a file can take: `blueprint` keeps the
+structure, and `whole` puts the gathered weights into it.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
 
 from ..sites import stacks
 
@@ -44,3 +55,77 @@ def fsdp_units(model: nn.Module) -> list[list[nn.Module]]:
     place = {id(layer): i for i, layer in enumerate(layers)}
     found = [sorted(m, key=lambda layer: place[id(layer)]) for tensors, m in units if not tensors & root]
     return sorted(found, key=lambda unit: place[id(unit[0])])
+
+
+def shard_tied(model: nn.Module, accelerator: Accelerator) -> None:
+    """Under FSDP2, shard the units of a model whose layers share tensors; call it before
+    `accelerator.prepare`, which then shards what is outside the layers.
+
+    Without FSDP2, or where no layers share tensors, or where only the root is to be a unit (`NO_WRAP`),
+    nothing is done.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    units = fsdp_units(model) if accelerator.is_fsdp2 else []
+    if all(len(unit) == 1 for unit in units) or plugin.auto_wrap_policy is None:
+        return
+    if plugin.cpu_ram_efficient_loading:  # only the first process has read the weights
+        _send_from_first(model, accelerator.device)
+        plugin.cpu_ram_efficient_loading = False
+    for unit in units:
+        if accelerator.mixed_precision != "no":
+            _upcast(unit)
+        fully_shard(
+            unit, reshard_after_forward=plugin.reshard_after_forward, offload_policy=plugin.cpu_offload,
+            mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        )  # fmt: skip
+    plugin.auto_wrap_policy = None  # every layer has its unit
+
+
+def _send_from_first(model: nn.Module, device: torch.device) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        moved = tensor.detach().to(device)
+        dist.broadcast(moved, src=0)
+        tensor.data.copy_(moved)
+
+
+def _upcast(unit: list[nn.Module]) -> None:
+    """What accelerate does too: weights that train are kept in fp32, computing is in less."""
+    for parameter in (p for layer in unit for p in layer.parameters()):
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def blueprint(trainer: Trainer) -> nn.Module | None:
+    """Before training under FSDP2: the structure of the model with its ties, and no weights; else None."""
+    if not trainer.accelerator.is_fsdp2:
+        return None
+    model: Any = trainer.model
+    blank = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, dict(blank))
+
+
+def whole(trainer: Trainer, twin: nn.Module | None) -> Any:
+    """What was trained, as a model of this process alone, in the memory of its CPU; `twin` is its
+    `blueprint`. All processes call it together. Without FSDP2 it is the trainer's model.
+    """
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if twin is None:
+        return trained
+    values: dict[int, nn.Parameter] = {}
+    given = dict(trained.named_parameters())
+    for name, blank in list(twin.named_parameters(remove_duplicate=False)):
+        if id(blank) not in values:
+            values[id(blank)] = nn.Parameter(_full(given[name]), requires_grad=blank.requires_grad)
+        path, _, leaf = name.rpartition(".")
+        twin.get_submodule(path)._parameters[leaf] = values[id(blank)]
+    for name, buffer in twin.named_buffers():
+        buffer.copy_(_full(trained.get_buffer(name)))
+    return twin
+
+
+def _full(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().clone()

@@ -31,6 +31,7 @@ from ..ties import attached
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split
 from .distill import DistillTrainer
+from .fsdp import blueprint, whole
 from .output import save_output, say
 from .replace import Replacement
 from .run import fingerprint, run
@@ -147,8 +148,9 @@ def heal(
         replacement=_replacement(student, teacher, config),
         cache=cache,
     )
+    twin = blueprint(trainer)
     run(trainer, config)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = whole(trainer, twin)
     trained.config.use_cache = cached  # Trainer turned it off
     return (compressed(trained) if config.train == "adapter" else trained).eval()
 

@@ -29,6 +29,7 @@ from .checkpoints import (
     mark_of,
     write_whole,
 )
+from .fsdp import shard_tied
 from .progress import Progress
 from .stream import KeepPlace, StreamedWindows, read_place
 
@@ -89,6 +90,7 @@ def run(trainer: Trainer, config: TextRun, data: Any = None) -> None:
 
 
 def _train(trainer: Trainer, found: Path | None) -> None:
+    shard_tied(trainer.model, trainer.accelerator)
     try:
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
     except (RuntimeError, SafetensorError) as error:  # how torch and safetensors report a failed write

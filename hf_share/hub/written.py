@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The card that is there already: a person's words stay, what a program wrote is made anew.
+
+A card of ours ends in a comment with a digest of its text, so that one that somebody changed is theirs. What
+its metadata say (base model, data, license) goes over to the next card, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+CARD = "README.md"
+STOCK = (  # what peft, transformers and its Trainer write where nobody wrote a card
+    "# Model Card for Model ID",
+    "This model card has been generated automatically according to the information the Trainer had access to",
+)
+SIGNED = re.compile(r"\n*<!-- written by hf_share, (\w+): .* -->\s*$")
+
+
+def sign(text: str) -> str:
+    """The text of a card with the comment that says who wrote it."""
+    text = text.strip()
+    said = "change anything above and this card is yours, which hf_share leaves alone"
+    return f"{text}\n\n<!-- written by hf_share, {_digest(text)}: {said} -->\n"
+
+
+def is_ours(card: ModelCard) -> bool:
+    """Whether hf_share wrote the card and nobody has changed its text."""
+    signed = SIGNED.search(card.text)
+    return signed is not None and signed[1] == _digest(card.text[: signed.start()])
+
+
+def is_stock(card: ModelCard) -> bool:
+    """Whether a library wrote the card and nobody filled it in."""
+    return any(words in card.text for words in STOCK)
+
+
+def card_in(folder: str | os.PathLike) -> ModelCard | None:
+    """The card of a folder, if there is one. Metadata that cannot be read count as none."""
+    path = Path(folder) / CARD
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError):
+        return ModelCard(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL))
+
+
+def inherited(old: ModelCard | None, given: dict[str, Any], results: bool) -> dict[str, Any]:
+    """What `model_card` takes: `given`, and from the metadata of `old` what is not given.
+
+    Args:
+        results: take over the scores too, where the weights are those that were measured.
+    """
+    if old is None:
+        return given
+    data = old.data
+    datasets = [data.datasets] if isinstance(data.datasets, str) else data.datasets or []
+    known: dict[str, Any] = {"license": data.license, "datasets": [d for d in datasets if _is_id(d)]}
+    known["results"] = _results(data) if results else None
+    if not given.get("base_model"):
+        base = _one(data.base_model)
+        known |= {"base_model": base, "relation": data.get("base_model_relation") if base else None}
+    return {**given, **{k: v for k, v in known.items() if v and not given.get(k)}}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(re.sub(r"\s+", " ", text.strip()).encode()).hexdigest()[:12]
+
+
+def _is_id(name: Any) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _one(value: Any) -> str | None:
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return value if _is_id(value) else None
+
+
+def _results(data: Any) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for result in data.eval_results or ():
+        if isinstance(result.metric_value, (int, float)) and not isinstance(result.metric_value, bool):
+            found.setdefault(result.dataset_name, {})[result.metric_type] = result.metric_value
+    return found

@@ -1,0 +1,117 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes' trainers on two gloo processes, DDP and FSDP2, train what one process trains: equal global
+batch, equal order, rows of unequal length. What they save loads in one process, each tensor once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+from helpers import elements, pointers, stored, unique
+from peft import PeftModel
+from zoo import build, logits
+
+from hf_share.ties import attached
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scale")]  # one launch for all
+
+WORKER = Path(__file__).parent / "workers" / "recipe.py"
+KINDS, WAYS = ("adapter", "folded", "recursive", "masa"), ("ddp", "fsdp2")
+
+
+def start(folder: Path, name: str, ways: tuple[str, ...], **env: str) -> tuple[subprocess.Popen, Path]:
+    log = folder / f"{name}.log"
+    known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2]), **env}
+    with log.open("w") as out:
+        command = [sys.executable, str(WORKER), str(folder), *ways]
+        return subprocess.Popen(command, env=known, stdout=out, stderr=subprocess.STDOUT), log
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scale")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    two = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    started = [start(folder, "one", ("single",))]
+    started += [start(folder, f"rank{r}", WAYS, RANK=str(r), LOCAL_RANK=str(r), **two) for r in range(2)]
+    try:
+        codes = [process.wait(timeout=540) for process, _ in started]
+    finally:
+        for process, _ in started:
+            process.kill()
+    assert codes == [0, 0, 0], "\n".join(log.read_text()[-3000:] for _, log in started)
+    return folder
+
+
+def read(launch: Path, kind: str, way: str) -> dict:
+    return torch.load(launch / f"{kind}-{way}.pt")
+
+
+def relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_and_two_agree(kind, way, launch):
+    one, two = read(launch, kind, "single"), read(launch, kind, way)
+    assert len(one["losses"]) == len(two["losses"]) == 20 and len(set(one["losses"])) > 10
+    assert two["losses"][0] == pytest.approx(one["losses"][0], rel=1e-5)
+    assert two["losses"][-1] == pytest.approx(one["losses"][-1], rel=1e-3)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    for name, gradient in one["gradients"].items():
+        assert relative(gradient, two["gradients"][name]) <= 1e-5, name
+    assert relative(one["logits"], two["logits"]) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_is_sharded(kind, launch):
+    """Each process holds half of every tensor; tied layers are one unit, and no layer is left to the root."""
+    found = read(launch, kind, "fsdp2")
+    assert found["units"] == [True] * 4
+    layers = {name: held for name, held in found["held"].items() if ".layers." in name}
+    assert len(layers) >= 24 and all(2 * local == full for local, full in layers.values())
+    assert set(found["held"]) >= set(found["gradients"])
+    assert not read(launch, kind, "ddp")["held"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_saved_loads_in_one_process(kind, way, launch):
+    folder, found = launch / f"{kind}-{way}", read(launch, kind, way)
+    if kind == "adapter":
+        torch.manual_seed(5)
+        model = PeftModel.from_pretrained(build("llama"), folder).eval()
+        assert elements(folder) == sum(g.numel() for g in found["gradients"].values())
+    else:
+        model = tf.AutoModelForCausalLM.from_pretrained(folder).eval()
+        guards = sum(shape == (1,) for shape in stored(folder).values())
+        assert attached(model) is not None and elements(folder) == unique(model) + guards
+        assert bool(pointers(model)) == (kind != "masa")
+    assert torch.equal(logits(model), found["logits"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("recipe", ["finetune", "full", "adapter"])
+def test_a_recipe_gives_back_the_whole_model(recipe, way, launch):
+    """`finetune` and `heal` themselves: what they return on two processes is what one gives, and saves."""
+    one, two = read(launch, f"recipe-{recipe}", "single"), read(launch, f"recipe-{recipe}", way)
+    assert relative(one["logits"], two["logits"]) < 1e-5
+    folder = launch / f"recipe-{recipe}-{way}"
+    if recipe == "finetune":
+        torch.manual_seed(5)
+        model = PeftModel.from_pretrained(build("llama"), folder)
+    else:
+        model = tf.AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(logits(model.eval()), two["logits"])
