@@ -27,9 +27,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .about import About
 from .errors import PlanError
+from .low_rank import LowRank
 from .nested import held, read_kept
-from .rules import LowRank, Rule, Shape, make_rule, rule
+from .rules import Rule, Shape, make_rule, rule
 from .sites import Site
 
 
@@ -95,6 +97,9 @@ class ByWidth(_Around):
     """The tensors of the inner rule once for each width: `A_2bit`, `B_2bit`, `A_3bit`, ..."""
 
     name: ClassVar[str] = "by_width"
+    about: ClassVar[About | None] = About(
+        "elastic", "each width of a weight has a low-rank delta of its own", "2405.20202"
+    )
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
         return self._each(self.made.shared(sites), self.kept or self.widths)
@@ -136,6 +141,9 @@ class Gated(_Around):
     """
 
     name: ClassVar[str] = "gated"
+    about: ClassVar[About | None] = About(
+        "elastic", "all widths of a weight share a low-rank delta, each behind a gate of its own"
+    )
 
     def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
         return self.made.shared(sites)
@@ -179,6 +187,9 @@ class Pooled(LowRank):
     """`delta W[o, i] = scale (B A)[o, group of i]`: low-rank in groups of `group_size` inputs."""
 
     name: ClassVar[str] = "pooled"
+    about: ClassVar[About | None] = About(
+        "qa-lora", "low-rank deltas are constants of groups of inputs", "2309.14717"
+    )
 
     group_size: int = 64
 

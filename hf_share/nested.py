@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .about import About
 from .codes import Coded, compensated, groups_of, half_quadratic, nested_codes
 from .errors import PlanError, unknown
 from .planes import SPELLED, pack, read, spell, unpack
@@ -61,6 +62,9 @@ class Nested(Rule):
 
     name: ClassVar[str] = "nested"
     kind: ClassVar[str] = "replace"
+    about: ClassVar[About | None] = About(
+        "elastic", "weights are codes of few bits whose top bits are narrower weights", "2402.10517"
+    )
     frozen: ClassVar[bool] = True
     active: ClassVar[tuple[str, ...]] = ("bits",)
 

@@ -19,7 +19,7 @@ LAYERS = (
     "errors about plain steps plan linalg planes codes",
     "fused sites peft_type",
     "rules rebuild targets config attention",
-    "binding shelter adapter scale atoms factors nested bywidth",
+    "binding shelter adapter scale atoms factors low_rank nested bywidth",
     "modules allocate guards",
     "registry ties visits depths dense",
     "arrange",
@@ -38,7 +38,7 @@ LAYERS = (
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
     "errors about plain steps plan linalg fused sites rules scale config targets adapter importance gates "
-    "methods attention atoms factors dense drift allocate nested bywidth rebuild visits".split()
+    "methods attention atoms factors dense drift allocate low_rank nested bywidth rebuild visits".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {

@@ -36,10 +36,11 @@ from ..adapter import AdapterConfig, group_names
 from ..bywidth import ByWidth, Gated, Pooled
 from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
+from ..low_rank import LowRank
 from ..nested import BASES, Nested
 from ..plan import SharePlan
 from ..rebuild import rebuild
-from ..rules import LowRank, Rule
+from ..rules import Rule
 from ..sites import Site, backbone, resolve
 from ..steps import Generate
 from ..targets import ALL_LINEAR, select

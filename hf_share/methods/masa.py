@@ -42,8 +42,9 @@ from ..errors import ConfigError, Refused, unknown
 from ..factors import Factors
 from ..importance import second_moments
 from ..linalg import energies, gram_pca, root
+from ..low_rank import LowRank
 from ..plan import SharePlan
-from ..rules import LowRank, Rule
+from ..rules import Rule
 from ..sites import Site, backbone, stacks
 from ..steps import Generate
 

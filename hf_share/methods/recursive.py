@@ -35,8 +35,8 @@ from ..adapter import ends, group_names, require_ends
 from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
 from ..importance import only_stack
+from ..low_rank import LowRank
 from ..plan import SharePlan
-from ..rules import LowRank
 from ..sites import Site, Stack, sites, stacks
 from ..steps import Arrange, Generate
 from ..targets import ALL_LINEAR, select

@@ -25,8 +25,8 @@ from torch import nn
 from ..adapter import INITS, AdapterConfig, ends, group_names, require_ends
 from ..config import method
 from ..errors import ConfigError, unknown
+from ..low_rank import LowRank
 from ..plan import SharePlan
-from ..rules import LowRank
 from ..sites import Site
 from ..steps import Generate
 
