@@ -14,6 +14,7 @@ import torch
 import transformers as tf
 import zoo
 from helpers import rows
+from peft import get_peft_model
 from torch import nn
 from zoo import logits
 
@@ -284,6 +285,24 @@ def test_a_callback_does_the_same_in_the_stock_trainer(tmp_path):
         ElasticCallback(make_sampler("sandwich", space(model)))
     with pytest.raises(Refused, match="trains several subnets"):
         ElasticCallback(make_sampler("uniform", space(model), warm=3))
+
+
+def test_ranks_of_a_peft_adapter_are_trained_the_same_way(tmp_path):
+    """Neural low-rank search: rank k uses the first k rows and columns, so the last ones rest."""
+    torch.manual_seed(1)
+    nls = ElasticConfig(preset="nls", ranks=[1, 2, 4], target_modules=["q_proj", "up_proj"])
+    model = get_peft_model(build(), nls)
+    assert space(model).values == {"rank": (1, 2, 4)} and len(space(model).units["rank"]) == 4
+    start = {n: p.detach().clone() for n, p in model.named_parameters() if "hf_share_A" in n}
+    run = trainer(model, tmp_path, "uniform", max_steps=3)
+    drawn = [run.sampler.subnets(t)[0].choices["rank"] for t in range(3)]
+    run.train()
+    for name, value in start.items():
+        ranks = [step[next(site for site in step if site in name)] for step in drawn]
+        used = max(min(ranks[t], max(ranks[:t])) for t in (1, 2))  # a row of A moves once B has left zero
+        moved = (dict(model.named_parameters())[name] != value).any(-1)
+        assert moved.tolist() == [row < used for row in range(4)], name
+    assert {b.rule.rank for b in bindings(model)} == {None}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
