@@ -354,7 +354,7 @@ def test_a_dense_model_is_made_elastic_first_and_teaches(tmp_path):
     structure = "{method: elastic, bits: [2, 4], group_size: 16}"
     config = ElasticRunConfig.load(None, {"model": str(tmp_path / "dense"), "structure": structure})
     model, teacher = load(config)
-    assert hf_share.choices(model) == {"bits": (2, 4)}
+    assert hf_share.choices(model) == {"bits": (2, 4)} and same(state(model), state(load(config)[0]))
     assert torch.equal(logits(teacher), logits(dense))
     model.save_pretrained(tmp_path / "elastic")
     own = {"model": str(tmp_path / "elastic")}

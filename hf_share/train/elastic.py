@@ -145,6 +145,7 @@ def load(config: ElasticRunConfig, tokenizer: Any = None, texts: Any = ()) -> tu
     else:
         asked = config.structure_config()
         text = tokenize(tokenizer, texts[:64], config.context)[:16] if asked.needs_calibration else None
+        set_seed(config.seed)  # a restart, or another process, starts from the same adapters
         model = share(model, asked, text)
     if teacher in (LARGEST, NONE):
         return model, None if teacher == NONE else LARGEST
