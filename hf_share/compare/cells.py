@@ -11,7 +11,6 @@ one thread each, so that numbers do not depend on how many run.
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 import multiprocessing
 import os
@@ -25,7 +24,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..errors import CheckpointError, ConfigError, unknown
+from ..errors import ConfigError, unknown
+from ..lines import append_line, drop_cut_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,7 @@ Results = dict[str, dict[str, Any]]  # name -> what the cell's function gave
 
 def read(path: str | Path) -> Results:
     """Results written so far. A last line that was cut short is a cell that was not done."""
-    found: Results = {}
-    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise CheckpointError(f"{path}, line {number} is no JSON") from None
-        found[row["cell"]] = row
-    return found
+    return {row["cell"]: row for row in read_lines(path)}
 
 
 def run(
@@ -72,8 +62,8 @@ def run(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    drop_cut_line(path)
     results = read(path)
-    _drop_cut_line(path, results)
     if only != "*" and not fnmatch.filter([c.name for c in wanted(results)] + list(results), only):
         raise unknown("cell", only, [c.name for c in wanted(results)], ConfigError)
     running: dict[Future, Cell] = {}
@@ -103,15 +93,6 @@ def run(
     return results
 
 
-def _drop_cut_line(path: Path, results: Results) -> None:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):
-        kept = "".join(json.dumps(row) + "\n" for row in results.values())
-        part = path.with_name(path.name + ".part")
-        part.write_text(kept, encoding="utf-8")
-        part.replace(path)
-
-
 def _one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
@@ -132,10 +113,7 @@ def _timed(measure: Callable[[Mapping[str, Any]], dict[str, Any]], settings: dic
 def _write(path: Path, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
     numbers = {k: None if _is_lost(v) else v for k, v in result.items()}  # JSON has no NaN
     row = {"cell": cell.name, **dict(cell.settings), **numbers, "threads": 1}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, sort_keys=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(path, row)
     return row
 
 
