@@ -1,0 +1,166 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""`hf-share search`: the subnet of an elastic model for a budget, written beside the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+Model = Annotated[
+    str, typer.Argument(help="A Hub id or a folder with an elastic model.", show_default=False)
+]
+Budgets = Annotated[
+    list[str],
+    typer.Option(
+        "--budget", help="bits=3.0, bytes=1.2GB or latency_ms=12; repeat it for several limits at once.",
+        show_default=False,
+    ),
+]  # fmt: skip
+SearchText = Annotated[
+    str,
+    typer.Option("--search-text", "--search_text", help="To choose on: stdlib, a file, or a data set id."),
+]
+ReportText = Annotated[
+    str | None,
+    typer.Option(
+        "--report-text", "--report_text",
+        help="To measure the chosen on; the held-out part of the search text if left out.",
+    ),
+]  # fmt: skip
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder for subnets.json, table, plot; else the model's."),
+]
+Method = Annotated[str, typer.Option(help="sensitivity+knapsack+swaps, nsga2, evopress, llm-qfa, lim, ...")]
+Evaluations = Annotated[int, typer.Option(help="Evaluations after the sensitivity table.")]
+Rungs = Annotated[int, typer.Option(help="Budgets of the front from the smallest to the largest subnet.")]
+Context = Annotated[int, typer.Option(help="Tokens of a window, at most what the model takes.")]
+SearchTokens = Annotated[int, typer.Option(help="Tokens of an evaluation.")]
+ReportTokens = Annotated[int, typer.Option(help="Tokens that a subnet is reported on.")]
+Teacher = Annotated[
+    str | None, typer.Option(help="What subnets should predict like; the largest subnet if left out.")
+]
+Latency = Annotated[
+    Path | None, typer.Option(help='Milliseconds as JSON: {"rest": 5, site: {"2": 0.1, "3": 0.2}}.')
+]
+Batch = Annotated[int, typer.Option(help="Windows per forward pass.")]
+Seed = Annotated[int, typer.Option(help="Of the draws; the same seed goes on where a search stopped.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON for machines.")]
+
+
+def search(
+    model: Model,
+    budget: Budgets,
+    search_text: SearchText = "stdlib",
+    report_text: ReportText = None,
+    output: Output = None,
+    method: Method = "sensitivity+knapsack+swaps",
+    evaluations: Evaluations = 150,
+    rungs: Rungs = 9,
+    context: Context = 256,
+    search_tokens: SearchTokens = 8192,
+    report_tokens: ReportTokens = 32768,
+    teacher: Teacher = None,
+    latency: Latency = None,
+    batch: Batch = 8,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Search the best subnet for a budget; a search that was stopped goes on where it was."""
+    from .search.budget import Budget
+    from .search.run import search as run
+
+    limits, folder = Budget.of(",".join(budget)), _folder(model, output)
+    loaded, tokenizer = _load(model, dtype), _tokenizer(model)
+    length = min(context, getattr(loaded.config, "max_position_embeddings", None) or context)
+    chosen_on, reported_on = _documents(search_text, report_text)
+    found = run(
+        loaded, limits, _windows(tokenizer, chosen_on, length, search_tokens),
+        _windows(tokenizer, reported_on, length, report_tokens), method=method, evaluations=evaluations,
+        rungs=rungs, teacher=None if teacher is None else _load(teacher, dtype), latency=_read(latency),
+        batch=batch, seed=seed, output=folder,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps([row.to_dict() for row in found.rows], indent=2))
+        return
+    Console().print(_table(found))
+    Console(stderr=True).print(
+        f"[bold]{found.best.name}[/bold] after {found.evaluations:g} evaluations, {found.measured} of them "
+        f"now; written to {folder}", highlight=False,
+    )  # fmt: skip
+
+
+def _folder(model: str, output: Path | None) -> Path:
+    from .errors import ConfigError
+
+    if output is None and not Path(model).is_dir():
+        raise ConfigError(f"{model!r} is no folder to write subnets.json into; name one with -o")
+    return Path(model) if output is None else output
+
+
+def _documents(search_text: str, report_text: str | None) -> tuple[Sequence[str], Sequence[str]]:
+    from .train.text import load_text
+
+    chosen_on = load_text(search_text)
+    if report_text is None:
+        return chosen_on.train, chosen_on.heldout
+    reported_on = load_text(report_text)
+    return tuple(chosen_on.train + chosen_on.heldout), tuple(reported_on.train + reported_on.heldout)
+
+
+def _windows(tokenizer: Any, documents: Sequence[str], length: int, tokens: int) -> Any:
+    """As many windows as `tokens` fill, at least one."""
+    from .train.text import windows
+
+    enough, left = [], 16 * max(tokens, length)  # characters: few tokens are longer
+    for document in documents:
+        enough.append(document[:left])
+        left -= len(enough[-1])
+        if left <= 0:
+            break
+    return windows(tokenizer, enough, length)[: max(tokens // length, 1)]
+
+
+def _load(model: str, dtype: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    except OSError as error:
+        raise OSError(f"no model at {model!r}: {error}") from None
+
+
+def _tokenizer(model: str) -> Any:
+    import transformers
+
+    from .errors import ConfigError
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError):
+        raise ConfigError(f"a search reads text, but there is no tokenizer beside {model!r}") from None
+
+
+def _read(latency: Path | None) -> Any:
+    return None if latency is None else json.loads(latency.read_text(encoding="utf-8"))
+
+
+def _table(found: Any) -> Table:
+    table = Table("subnet", title="subnets, by loss on the report split", title_justify="left")
+    for name in ("mean bits", "bytes", "nll"):
+        table.add_column(name, justify="right")
+    for row in found.rows:
+        style = "bold" if row.name == found.best.name else None
+        bits = "" if row.mean_bits is None else f"{row.mean_bits:.3f}"
+        table.add_row(row.name, bits, f"{row.bytes:,}", f"{row.nll:.4f}", style=style)
+    return table
