@@ -31,6 +31,7 @@ from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
 from .registry import subnets
+from .search.run import search
 from .settle import settle
 from .share import compressed, share
 from .steps import Arrange, Generate, Insert
@@ -77,6 +78,7 @@ __all__ = [
     "merge_deltas",
     "model_card",
     "rank_correlation",
+    "search",
     "settle",
     "share",
     "subnet_config",

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import cli_plan
+from . import cli_plan, cli_search
 
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False, rich_markup_mode="rich",
 )  # fmt: skip
 app.command()(cli_plan.plan)
+app.command()(cli_search.search)
 console = Console(stderr=True)
 
 Model = Annotated[str, typer.Argument(help="A Hub id or a folder with a model.", show_default=False)]

@@ -91,12 +91,12 @@ def search(
         batch=batch, seed=seed, output=folder,
     )  # fmt: skip
     if as_json:
-        print(json.dumps([row.to_dict() for row in found.rows], indent=2))
+        print(json.dumps(found.rows, indent=2))
         return
     Console().print(_table(found))
     Console(stderr=True).print(
-        f"[bold]{found.best.name}[/bold] after {found.evaluations:g} evaluations, {found.measured} of them "
-        f"now; written to {folder}", highlight=False,
+        f"[bold]{found.best['name']}[/bold] after {found.evaluations:g} evaluations, {found.measured} of "
+        f"them now; written to {folder}", highlight=False,
     )  # fmt: skip
 
 
@@ -156,11 +156,12 @@ def _read(latency: Path | None) -> Any:
 
 
 def _table(found: Any) -> Table:
+    from .search.front import cells
+
     table = Table("subnet", title="subnets, by loss on the report split", title_justify="left")
     for name in ("mean bits", "bytes", "nll"):
         table.add_column(name, justify="right")
     for row in found.rows:
-        style = "bold" if row.name == found.best.name else None
-        bits = "" if row.mean_bits is None else f"{row.mean_bits:.3f}"
-        table.add_row(row.name, bits, f"{row.bytes:,}", f"{row.nll:.4f}", style=style)
+        style = "bold" if row["name"] == found.best["name"] else None
+        table.add_row(*cells(row), style=style)
     return table

@@ -11,7 +11,7 @@ import torch
 import zoo
 from torch.nn import functional as F
 
-from hf_share.errors import CheckpointError, ConfigError
+from hf_share.errors import ConfigError
 from hf_share.search import front
 from hf_share.search.latency import latency_cost, measure_latency
 from hf_share.search.objective import Divergence, fingerprint, text_hash
@@ -160,43 +160,24 @@ def test_a_measured_latency_is_a_cost_that_adds_up():
 # fronts
 
 
-def row(name: str = "3.0-bits", size: int = 1000, nll: float | None = 1.5, **more) -> front.Subnet:
-    split = {"search": "a", "report": "b"}
+def row(name: str = "3.0-bits", size: int = 1000, nll: float | None = 1.5) -> dict:
     choices = {"bits": {"layers.0.mlp.up_proj": 3}}
-    return front.Subnet(
-        name=name, choices=choices, bytes=size, mean_bits=3.0, nll=nll, split=split, **more
-    )
+    return {"name": name, "choices": choices, "bytes": size, "mean_bits": 3.0, "nll": nll, "split": "report"}
 
 
 def test_rows_in_a_folder_are_replaced_by_name(tmp_path):
-    front.write_subnets(tmp_path, [row(), row("4.0-bits", 2000, 1.4)])
-    front.write_subnets(tmp_path, [row(nll=1.3), row("2.0-bits", 500, 2.5, latency_ms=3.0)])
-    rows = front.read_subnets(tmp_path)
-    assert [(r.name, r.nll) for r in rows] == [("2.0-bits", 2.5), ("3.0-bits", 1.3), ("4.0-bits", 1.4)]
-    kept = json.loads((tmp_path / "subnets.json").read_text())
-    assert list(kept[1]) == "name choices bytes mean_bits nll split".split()
-    assert kept[0]["latency_ms"] == 3.0
-    assert [p.name for p in tmp_path.iterdir()] == ["subnets.json"]
-    assert front.named(rows, "4.0-bits") == rows[2]
-    with pytest.raises(ConfigError, match=r"did you mean '3.0-bits'"):
-        front.named(rows, "3-bits")
-
-
-def test_tables_and_plots(tmp_path):
-    rows = [row("4.0-bits", 2_000_000, 1.4), row("3.0-bits", 1_500_000)]
-    assert front.table(rows).splitlines()[2:] == [
-        "| 3.0-bits | 3.000 | 1,500,000 | 1.5000 |", "| 4.0-bits | 3.000 | 2,000,000 | 1.4000 |",
-    ]  # fmt: skip
-    front.plot_front(rows, tmp_path / "front.png")
+    front.write(tmp_path, [row(), row("4.0-bits", 2000, 1.4)])
+    path = front.write(tmp_path, [row(nll=1.3), row("2.0-bits", 500, None)])
+    rows = json.loads(path.read_text())
+    assert [(r["name"], r["nll"]) for r in rows] == [("2.0-bits", None), ("3.0-bits", 1.3), ("4.0-bits", 1.4)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["front.md", "front.png", "subnets.json"]
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "front.md").read_text().splitlines()[2:] == [
+        "| 2.0-bits | 3.000 | 500 | - |", "| 3.0-bits | 3.000 | 1,000 | 1.3000 |",
+        "| 4.0-bits | 3.000 | 2,000 | 1.4000 |",
+    ]  # fmt: skip
+
+
+def test_a_front_of_nothing_measured(tmp_path):
     with pytest.raises(ConfigError, match="no front"):
         front.plot_front([row(nll=None)], tmp_path / "none.png")
-
-
-def test_bad_files_of_subnets(tmp_path):
-    with pytest.raises(ConfigError, match="hf-share search"):
-        front.read_subnets(tmp_path)
-    for text in ("[", '[{"nam": "x"}]', "{}x"):
-        (tmp_path / "subnets.json").write_text(text)
-        with pytest.raises(CheckpointError, match="subnets.json is no list of rows"):
-            front.read_subnets(tmp_path)

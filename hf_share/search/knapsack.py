@@ -6,7 +6,8 @@
 
 Costs are whole numbers or measured times, possibly in the billions, and the solver's constraints hold to
 a relative 1e-6 only: each row is divided by its room, and an answer that costs too much all the same is cut
-off and solved again, so that what is returned always fits.
+off and solved again. Where a cost has parts that do not add up, its limit is lowered by what they came to.
+So what is returned always fits.
 """
 
 from __future__ import annotations
@@ -30,24 +31,46 @@ def solve(space: Space, table: Table, budget: Budget) -> Candidate:
         ConfigError: if nothing fits; the smallest possible is named.
     """
     space.check(budget)
-    values = _finite(table)
-    limits = [_limit(space, name, limit) for name, limit in budget.limits]
-    constraints = [_one_each(space), *(LinearConstraint(row, ub=room) for row, room in limits)]
-    edges = np.cumsum((0, *space.sizes))
+    values, limits, cuts = _finite(table), dict(budget.limits), []
     while True:
-        # the default gap would stop at an answer that is one part in ten thousand worse
-        found = milp(
-            values, constraints=constraints, integrality=1, bounds=(0, 1), options={"mip_rel_gap": 0.0}
-        )
-        if found.x is None:
+        rows = [_limit(space, name, limit) for name, limit in limits.items()]
+        candidate = _solve(space, values, [LinearConstraint(row, ub=room) for row, room in rows] + cuts)
+        if candidate is None and all(limits[name] == limit for name, limit in budget.limits):
             raise ConfigError(f"no subnet meets {budget} at once, though each limit alone can be met")
-        parts = (found.x[a:b] for a, b in zip(edges, edges[1:], strict=False))
-        candidate = tuple(int(np.argmax(part)) for part in parts)
+        if candidate is None:
+            return _smallest(space, budget)
         if space.fits(candidate, budget):
             return candidate
-        taken = np.zeros(len(values))
-        taken[edges[:-1] + np.array(candidate)] = 1.0
-        constraints.append(LinearConstraint(taken, ub=len(candidate) - 1))
+        for name, limit in budget.limits:
+            excess = space.costs[name].of(candidate) - max(limit, space.costs[name].sum(candidate))
+            limits[name] -= max(excess, 0.0)
+        cuts.append(_not(space, candidate))
+
+
+def _solve(space: Space, values: np.ndarray, constraints: Sequence[LinearConstraint]) -> Candidate | None:
+    # the default gap would stop at an answer that is one part in ten thousand worse
+    found = milp(
+        values, constraints=[_one_each(space), *constraints], integrality=1, bounds=(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )  # fmt: skip
+    if found.x is None:
+        return None
+    edges = np.cumsum((0, *space.sizes))
+    return tuple(int(np.argmax(found.x[a:b])) for a, b in zip(edges, edges[1:], strict=False))
+
+
+def _not(space: Space, candidate: Candidate) -> LinearConstraint:
+    """Any candidate but this one."""
+    taken = np.zeros(sum(space.sizes))
+    taken[np.cumsum((0, *space.sizes))[:-1] + np.array(candidate)] = 1.0
+    return LinearConstraint(taken, ub=len(candidate) - 1)
+
+
+def _smallest(space: Space, budget: Budget) -> Candidate:
+    """The smallest candidate, where a limit leaves room for no other by what adds up."""
+    if space.fits(space.smallest, budget):
+        return space.smallest
+    raise ConfigError(f"no subnet meets {budget} at once, though each limit alone can be met")
 
 
 def ladder(space: Space, table: Table, budget: Budget, rungs: int) -> list[tuple[float, Candidate]]:
@@ -55,12 +78,10 @@ def ladder(space: Space, table: Table, budget: Budget, rungs: int) -> list[tuple
     the largest, each with its limit; a candidate that a lower rung has already is left out.
     """
     cost = space.costs[budget.cost]
-    others = Budget(budget.limits[1:])
     found: dict[Candidate, float] = {}
     for limit in np.linspace(cost.smallest, cost.largest, rungs):
-        rung = Budget(((budget.cost, float(limit)), *others.limits))
         try:
-            found.setdefault(solve(space, table, rung), float(limit))
+            found.setdefault(solve(space, table, budget.with_limit(float(limit))), float(limit))
         except ConfigError:
             continue  # the other limits leave nothing this small
     return [(limit, candidate) for candidate, limit in found.items()]

@@ -12,7 +12,6 @@ run replays its beginning and goes on; no data base of optuna's is needed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,9 +63,9 @@ def nsga2(
             trial = study.ask(ranges)
             candidate = tuple(int(trial.params[name]) for name in names)
             amounts = space.amounts(candidate)
-            excess = [amounts[name] / limit - 1.0 for name, limit in budget.limits]
-            trial.set_user_attr("excess", [max(e, 0.0) for e in excess])
             inside = space.fits(candidate, budget)
+            for name, limit in budget.limits:  # above 0 is beyond the limit
+                trial.set_constraint(name, 0.0 if inside else amounts[name] / limit - 1.0)
             value = evaluate(candidate) if inside else float("inf")
             study.tell(trial, [value, *(amounts[name] for name in costs)])
     return front(space, evaluate, budget, costs)
@@ -88,15 +87,10 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def _study(objectives: int, population: int, seed: int) -> Any:
     optuna = _optuna()
-    with warnings.catch_warnings():
-        # constraints were marked experimental for years, and are what a budget is
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.NSGAIISampler(
-            seed=seed, population_size=population, constraints_func=lambda trial: trial.user_attrs["excess"]
-        )
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
     try:
+        sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
         return optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
     finally:
         optuna.logging.set_verbosity(before)

@@ -14,8 +14,9 @@ was killed goes on.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..elastic import choose, chosen
-from ..errors import ConfigError
 from ..eval.perplexity import perplexity
+from ..registry import remember, subnets
 from . import front
 from .budget import Budget
-from .elastic_space import current, elastic_space, importances, modules_of
+from .elastic_space import elastic_space, importances, modules_of
 from .evaluate import Evaluator
 from .latency import Latencies, latency_cost, measure_latency
 from .methods import DEFAULT, Task, run
@@ -43,12 +44,14 @@ LATENCY = "latency.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search gives: the subnet for the budget, the rows of the front with it, smallest first, and what
-    it cost: `evaluations` on the search split, of which `measured` ran now and the others were kept.
+    """What a search gives: the row for the budget, all rows of the front, smallest first, and what it cost:
+    `evaluations` on the search split, of which `measured` ran now and the others were kept.
+
+    A row has the keys of `subnets.json`: `name, choices, bytes, mean_bits, nll, split`.
     """
 
-    best: front.Subnet
-    rows: tuple[front.Subnet, ...]
+    best: dict[str, Any]
+    rows: tuple[dict[str, Any], ...]
     divergence: float  # KL of the best on the search split, nats per token
     evaluations: float
     measured: int
@@ -74,7 +77,7 @@ def search(
     progress: bool = True,
 ) -> Found:
     """The best subnet found within a budget, and a front around it. The model is left as it was; set the
-    subnet with `choose(model, **found.best.choices)`.
+    subnet with `choose(model, name=found.best["name"])`.
 
     Args:
         budget: `"bits=3.0"`, `"bytes=1.2GB"`, `"latency_ms=12"`, several joined by commas, or a dict of them.
@@ -94,91 +97,90 @@ def search(
 
     Example:
         >>> found = hf_share.search(model, "bits=3.0", texts[:50], texts[50:])  # doctest: +SKIP
-        >>> hf_share.choose(model, **found.best.choices)  # doctest: +SKIP
+        >>> hf_share.choose(model, name="3.0-bits")  # doctest: +SKIP
     """
     limits = Budget.of(budget)
-    space = elastic_space(model)
-    chosen_on, reported_on = (
-        windows_of(model, d, n) for d, n in ((search_data, "search"), (report_data, "report"))
-    )
-    require_disjoint(chosen_on, reported_on)
+    splits = [windows_of(model, d, n) for d, n in ((search_data, "search"), (report_data, "report"))]
+    require_disjoint(*splits)
     folder = None if output is None else Path(output)
-    with chosen(model, **current(model, space)):
-        if "latency_ms" in dict(limits.limits):
-            space = _with_latency(model, space, latency, chosen_on[:1, :1], folder)
-        space.check(limits)
+    with chosen(model):
+        space = _space(model, limits, latency, splits[0][:1, :1], folder)
         evaluate = Evaluator(
-            Divergence(model, lambda c: _apply(model, space, c), space.largest, chosen_on, teacher=teacher, batch=batch),
-            fingerprint=fingerprint(chosen_on, model, teacher),
+            Divergence(model, _setter(model, space), space.largest, splits[0], teacher=teacher, batch=batch),
+            fingerprint=fingerprint(splits[0], model, teacher),
             path=None if folder is None else folder / EVALUATIONS,
             fits=lambda candidate: space.fits(candidate, limits),
             progress=progress,
         )
         task = Task(
             space=space, evaluate=evaluate, budget=limits, evaluations=evaluations, seed=seed, rungs=rungs,
-            importance=importances(model, space, chosen_on.split(batch)),
+            importance=importances(model, space, splits[0].split(batch)),
         )  # fmt: skip
         outcome = run(method, task)
-        listed = {b.name: c for b, c in outcome.front} | {limits.name: outcome.best}
-        split = {"search": _about(chosen_on), "report": _about(reported_on)}
-        rows = []
-        for name, candidate in tqdm(listed.items(), desc="report", unit="subnet", leave=False, disable=not progress):
-            _apply(model, space, candidate)
-            nll = perplexity(model, reported_on, batch=batch, progress=False).nll  # type: ignore[arg-type]
-            rows.append(_row(space, name, candidate, nll, split))
-    best = front.named(rows, limits.name)
-    found = Found(
-        best=best, rows=tuple(front.ordered(rows)), divergence=evaluate(outcome.best),
-        evaluations=evaluate.spent, measured=evaluate.measured,
-    )  # fmt: skip
+        named = {b.name: c for b, c in outcome.front} | {limits.name: outcome.best}
+        rows = _report(model, space, named, splits, batch, progress)
+        divergence = evaluate(outcome.best)
+    remember(model, front.merged(subnets(model), rows))
     if folder is not None:
-        write(found, folder)
-    return found
-
-
-def write(found: Found, folder: str | os.PathLike) -> None:
-    """The rows into `subnets.json`, a table `front.md` and a plot `front.png` of all subnets in the folder."""
-    path = front.write_subnets(folder, found.rows)
-    rows = front.read_subnets(path.parent)
-    part = path.with_name("front.md.part")
-    part.write_text(front.table(rows) + "\n", encoding="utf-8")
-    part.replace(path.with_name("front.md"))
-    front.plot_front(rows, path.with_name("front.png"))
-
-
-def _apply(model: nn.Module, space: Space, candidate: Candidate) -> None:
-    choose(model, **space.choices(candidate))
-
-
-def _row(
-    space: Space, name: str, candidate: Candidate, nll: float, split: Mapping[str, str]
-) -> front.Subnet:
-    amounts = space.amounts(candidate)
-    return front.Subnet(
-        name=name, choices=space.choices(candidate), bytes=round(amounts["bytes"]),
-        mean_bits=amounts.get("bits"), nll=nll, split=split, latency_ms=amounts.get("latency_ms"),
+        front.write(folder, rows)
+    return Found(
+        best=next(row for row in rows if row["name"] == limits.name), rows=tuple(rows),
+        divergence=divergence, evaluations=evaluate.spent, measured=evaluate.measured,
     )  # fmt: skip
+
+
+def _report(
+    model: nn.Module, space: Space, named: Mapping[str, Candidate], splits: Sequence[Tensor], batch: int,
+    progress: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row for each named candidate, with its loss on the report split."""
+    chosen_on, reported_on = map(_about, splits)
+    rows, apply = [], _setter(model, space)
+    for name, candidate in tqdm(named.items(), "report", unit="subnet", leave=False, disable=not progress):
+        apply(candidate)
+        nll = perplexity(model, splits[1], batch=batch, progress=False).nll  # type: ignore[arg-type]
+        split = f"{reported_on}; chosen on {chosen_on}"
+        rows.append(_row(space, name, candidate, nll if math.isfinite(nll) else None, split))
+    return front.ordered(rows)
+
+
+def _setter(model: nn.Module, space: Space) -> Callable[[Candidate], object]:
+    return lambda candidate: choose(model, **space.choices(candidate))
+
+
+def _row(space: Space, name: str, candidate: Candidate, nll: float | None, split: str) -> dict[str, Any]:
+    amounts = space.amounts(candidate)
+    return {
+        "name": name, "choices": space.choices(candidate), "bytes": round(amounts["bytes"]),
+        "mean_bits": amounts.get("bits"), "nll": nll, "split": split,
+    }  # fmt: skip
 
 
 def _about(windows: Tensor) -> str:
     return f"{len(windows)} windows of {windows.shape[1]} tokens, {text_hash(windows)}"
 
 
-def _with_latency(
-    model: nn.Module, space: Space, given: Latencies | None, ids: Tensor, folder: Path | None
+def _space(
+    model: nn.Module, budget: Budget, given: Latencies | None, ids: Tensor, folder: Path | None
 ) -> Space:
-    """The space with a cost `latency_ms`. What is measured is kept, since a second measurement would differ
-    and lead a search that goes on elsewhere.
+    """The model's space, with a cost `latency_ms` if the budget has one. What is measured is kept, since a
+    second measurement would differ and lead a search that goes on elsewhere.
     """
+    space = elastic_space(model)
+    if "latency_ms" not in dict(budget.limits):
+        space.check(budget)
+        return space
     kept = None if folder is None else folder / LATENCY
     if given is None and kept is not None and kept.exists():
         given = json.loads(kept.read_text(encoding="utf-8"))
     if given is None:
-        given = measure_latency(model, space, lambda c: _apply(model, space, c), modules_of(model, space), ids)
+        given = measure_latency(model, space, _setter(model, space), modules_of(model, space), ids)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             part = kept.with_name(kept.name + ".part")
             part.write_text(json.dumps(given, indent=1) + "\n", encoding="utf-8")
             part.replace(kept)
     costs = {**space.costs, "latency_ms": latency_cost(space.decisions, given)}
-    return Space(decisions=space.decisions, costs=costs)
+    space = Space(decisions=space.decisions, costs=costs)
+    space.check(budget)
+    return space

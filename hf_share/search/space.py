@@ -5,12 +5,14 @@
     cost_k(c) = (fixed_k + sum_d options_k[d][c_d]) / over_k         c_d: index of the option of decision d
 
 A *candidate* c is one index a decision, 0 the smallest option. Costs are sums of what each decision alone
-costs, which is what makes an exact knapsack possible; whole numbers stay whole until the one division.
+costs, which is what makes an exact knapsack possible; whole numbers stay whole until the one division. A file
+has a few bytes that do not add up (digits in its header, tensors that several sites share): its cost brings a
+function that is exact, and the sum is then its lower bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,12 +26,17 @@ Candidate = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What `choose` may set at one place: `kind` ("bits") at `name` (a site), smallest option first."""
+    """What `choose` may set at one place: `kind` ("bits") at `name` (a site), smallest option first.
+
+    `sites` are set together, as the visits of one tied weight are; `name` alone if left out. `block` is the
+    same for decisions of one block, for methods that decide by block.
+    """
 
     kind: str
     name: str
     options: tuple[Any, ...]
-    block: str = ""  # decisions of one block, for methods that decide by block
+    sites: tuple[str, ...] = ()
+    block: str = ""
 
     def __post_init__(self) -> None:
         if not self.options or len(set(self.options)) != len(self.options):
@@ -38,22 +45,38 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What every option of every decision costs, in the order of the decisions."""
+    """What every option of every decision costs, in the order of the decisions.
+
+    With `exact`, a candidate costs exact(c), and sum(c) <= exact(c) <= sum(c) + slack.
+    """
 
     options: tuple[tuple[float, ...], ...]
     fixed: float = 0.0
     over: float = 1.0
+    exact: Callable[[Candidate], float] | None = None
+    slack: float = 0.0
+
+    def sum(self, candidate: Candidate) -> float:
+        """What adds up."""
+        return (self.fixed + sum(o[i] for o, i in zip(self.options, candidate, strict=True))) / self.over
 
     def of(self, candidate: Candidate) -> float:
-        return (self.fixed + sum(o[i] for o, i in zip(self.options, candidate, strict=True))) / self.over
+        return self.sum(candidate) if self.exact is None else self.exact(candidate)
+
+    def within(self, candidate: Candidate, limit: float) -> bool:
+        """Whether a candidate costs at most `limit`; the exact cost is asked for only where it decides."""
+        low = self.sum(candidate)
+        if self.exact is None or not _within(low, limit) or _within(low + self.slack, limit):
+            return _within(low, limit)
+        return _within(self.exact(candidate), limit)
 
     @property
     def smallest(self) -> float:
-        return (self.fixed + sum(map(min, self.options))) / self.over
+        return self.of(tuple(o.index(min(o)) for o in self.options))
 
     @property
     def largest(self) -> float:
-        return (self.fixed + sum(map(max, self.options))) / self.over
+        return self.of(tuple(o.index(max(o)) for o in self.options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +114,7 @@ class Space:
         return {name: cost.of(candidate) for name, cost in self.costs.items()}
 
     def fits(self, candidate: Candidate, budget: Budget) -> bool:
-        return all(_within(self.costs[name].of(candidate), limit) for name, limit in budget.limits)
+        return all(self.costs[name].within(candidate, limit) for name, limit in budget.limits)
 
     def check(self, budget: Budget) -> None:
         """Raise if no candidate can meet one of the limits, and say what the smallest possible is."""
@@ -117,7 +140,8 @@ class Space:
         """The candidate as `choose` takes it: `{"bits": {site: 3, ...}}`."""
         chosen: dict[str, dict[str, Any]] = {}
         for decision, index in zip(self.decisions, candidate, strict=True):
-            chosen.setdefault(decision.kind, {})[decision.name] = decision.options[index]
+            sites = decision.sites or (decision.name,)
+            chosen.setdefault(decision.kind, {}).update(dict.fromkeys(sites, decision.options[index]))
         return chosen
 
     def candidate(self, choices: Mapping[str, Mapping[str, Any]]) -> Candidate:
