@@ -171,6 +171,14 @@ def test_evaluations_are_counted_once_and_kept(tmp_path):
     assert other.measured == 1  # another model or other text
 
 
+def test_a_share_of_the_data_is_whole_windows_and_counted_as_such():
+    shares = []
+    evaluate = quiet(lambda c, share: shares.append(share) or 1.0, parts=4)
+    for share in (1 / 64, 0.25, 0.3, 0.5, 1.0):
+        evaluate((0,), share)
+    assert shares == [0.25, 0.5, 1.0] and evaluate.spent == 1.75
+
+
 def test_a_half_written_last_line_is_dropped(tmp_path):
     space, path = toy(3), tmp_path / "evaluations.jsonl"
     first = quiet(Objective(space), path=path)

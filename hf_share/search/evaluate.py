@@ -43,6 +43,7 @@ class Evaluator:
     Args:
         measure: the value of a candidate on the first `share` of the search data.
         fingerprint: of everything the value depends on beside the candidate.
+        parts: what the search data can be cut into, its windows; a share is rounded up to some of them.
         path: JSON lines file of evaluations, made if it does not exist; None keeps them in memory.
         fits: which candidates may be the best so far in the progress bar.
     """
@@ -52,11 +53,13 @@ class Evaluator:
         measure: Measure,
         *,
         fingerprint: str = "",
+        parts: int | None = None,
         path: str | Path | None = None,
         fits: Callable[[Candidate], bool] = lambda candidate: True,
         progress: bool = True,
     ) -> None:
         self.measure, self.fingerprint, self.fits, self.progress = measure, fingerprint, fits, progress
+        self.parts = parts
         self.path = None if path is None else Path(path)
         self.seen: dict[tuple[Candidate, float], float] = {}  # asked for in this search
         self.measured = 0  # of them, not answered by the file
@@ -64,11 +67,16 @@ class Evaluator:
         self._bar: Progress | None = None
 
     def __call__(self, candidate: Candidate, share: float = 1.0) -> float:
+        share = self.share(share)
         key = (candidate, share)
         if key not in self.seen:
             self.seen[key] = self._kept[key] if key in self._kept else self._measure(candidate, share)
             self._show()
         return self.seen[key]
+
+    def share(self, share: float) -> float:
+        """A share of the search data as it is evaluated and counted."""
+        return share if self.parts is None else math.ceil(share * self.parts - 1e-9) / self.parts
 
     @property
     def spent(self) -> float:

@@ -53,7 +53,7 @@ class Divergence:
 
     @torch.no_grad()
     def __call__(self, candidate: Candidate, share: float = 1.0) -> float:
-        windows = self.windows[: max(math.ceil(share * len(self.windows)), 1)]
+        windows = self.windows[: max(math.ceil(share * len(self.windows) - 1e-9), 1)]
         total = 0.0
         for start in range(0, len(windows), self.batch):
             ids = windows[start : start + self.batch]

@@ -108,6 +108,7 @@ def search(
         evaluate = Evaluator(
             Divergence(model, _setter(model, space), space.largest, splits[0], teacher=teacher, batch=batch),
             fingerprint=fingerprint(splits[0], model, teacher),
+            parts=len(splits[0]),
             path=None if folder is None else folder / EVALUATIONS,
             fits=lambda candidate: space.fits(candidate, limits),
             progress=progress,

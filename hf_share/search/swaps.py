@@ -61,7 +61,7 @@ def swap_search(
     with evaluate.stage("swaps", evaluations):
         if evaluations >= 1:
             evaluate(start)
-        while evaluate.spent + sum(n * share for n, share in stages) <= stop:
+        while evaluate.spent + sum(n * evaluate.share(s) for n, s in stages) <= stop:
             born = _offspring(draw, evaluate, stages[0][0], table, draws)
             if not born:
                 break
