@@ -17,7 +17,7 @@ from zoo import build
 
 import hf_share
 from hf_share.hub.push import push_folder
-from hf_share.hub.written import card_in, is_ours
+from hf_share.hub.written import card_in, is_ours, is_stock
 from hf_share.train.cards import CardTrainer
 from hf_share.train.pretrain import train_tokenizer
 
@@ -76,9 +76,14 @@ def test_of_an_adapter(online):
     assert {"adapter_config.json", "adapter_model.safetensors"} < online.files("me/adapter")
 
 
-def test_an_adapters_folder_has_our_card(tmp_path):
+def test_an_adapters_folder_has_the_form_that_a_push_replaces(online, tmp_path):
     adapted().save_pretrained(tmp_path, save_embedding_layers=False)
-    assert is_ours(card_in(tmp_path)) and "share-lora" in card_in(tmp_path).data.tags
+    assert is_stock(card_in(tmp_path)) and card_in(tmp_path).data.library_name == "peft"
+    push_folder(tmp_path, "me/adapter")
+    assert is_ours(card_of(online, "me/adapter"))
+    card_of(online, "me/adapter").save(tmp_path / "README.md")
+    adapted().save_pretrained(tmp_path, save_embedding_layers=False)
+    assert is_ours(card_in(tmp_path)) and card_in(tmp_path).data.base_model == "me/base"
 
 
 def test_adapters_of_others_keep_their_card(tmp_path):

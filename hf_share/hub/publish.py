@@ -21,7 +21,7 @@ from ..sites import backbone
 from .card import model_card
 from .outline import came_from
 from .push import push_folder
-from .written import CARD, card_in, inherited, is_ours, is_stock
+from .written import BLANK, CARD, card_in, inherited, is_ours, is_stock
 
 
 def publish(model: Any) -> None:
@@ -74,9 +74,13 @@ def push_model(
 
 
 def write_card(model: Any, folder: str | os.PathLike) -> None:
-    """The model's card in `folder`, unless a person's is there."""
+    """`PeftModel.create_or_update_model_card`: peft's blank form where `save_pretrained` begins a folder,
+    which a push replaces; our card where `Trainer` has written one; and a person's as it is.
+    """
     old = card_in(folder)
-    if old is None or is_ours(old) or is_stock(old):
+    if old is None or BLANK in old.text:
+        type(model).create_or_update_model_card(model, folder)
+    elif is_ours(old) or is_stock(old):
         renew_card(model, folder, old, {})
 
 

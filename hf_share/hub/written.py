@@ -21,8 +21,9 @@ from huggingface_hub.utils import validate_repo_id
 
 
 CARD = "README.md"
-STOCK = (  # what peft, transformers and its Trainer write where nobody wrote a card
-    "# Model Card for Model ID",
+BLANK = "# Model Card for Model ID"  # the form that peft and transformers leave to fill in
+STOCK = (
+    BLANK,
     "This model card has been generated automatically according to the information the Trainer had access to",
 )
 SIGNED = re.compile(r"\n*<!-- written by hf_share, (\w+): .* -->\s*$")
