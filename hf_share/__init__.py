@@ -7,10 +7,14 @@ Importing it registers it with peft and transformers.
 
 from .config import ShareConfig
 from .describe import describe
+from .difference import difference
 from .drift import kl_drift
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
 from .estimate import Estimate, estimate
+from .eval.measure import evaluate
+from .eval.perplexity import text_perplexity, wikitext
+from .export import export
 from .formed import form_weights
 from .gates import layer_gates
 from .hub.card import model_card
@@ -26,6 +30,8 @@ from .methods.mos import MosConfig
 from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
+from .propose import Proposal, propose
+from .scan import Scan, scan
 from .settle import settle
 from .share import compressed, share
 from .steps import Arrange, Generate, Insert
@@ -47,8 +53,10 @@ __all__ = [
     "MasaConfig",
     "MosConfig",
     "PlanError",
+    "Proposal",
     "RecursiveConfig",
     "Refused",
+    "Scan",
     "ShareConfig",
     "ShareError",
     "ShareLoraConfig",
@@ -60,16 +68,23 @@ __all__ = [
     "chosen",
     "compressed",
     "describe",
+    "difference",
     "estimate",
+    "evaluate",
+    "export",
     "form_weights",
     "inner_config",
     "kl_drift",
     "layer_gates",
     "materialize",
     "model_card",
+    "propose",
     "rank_correlation",
+    "scan",
     "settle",
     "share",
+    "text_perplexity",
     "to_lora",
     "tokenize",
+    "wikitext",
 ]

@@ -72,10 +72,11 @@ def print_json(values: Any) -> None:
     sys.stdout.write(json.dumps(values, indent=2) + "\n")
 
 
-def print_table(table: Table | str) -> None:
-    """A table or a text on the standard output; brackets in a text are no markup."""
-    text = isinstance(table, str)
-    Console().print(table, highlight=False, markup=not text, soft_wrap=text)
+def print_table(*parts: Table | str) -> None:
+    """Tables and texts on the standard output; brackets in a text are no markup."""
+    for part in parts:
+        text = isinstance(part, str)
+        Console().print(part, highlight=False, markup=not text, soft_wrap=text)
 
 
 def tell(text: str) -> None:
@@ -83,9 +84,9 @@ def tell(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def numbers_table(title: str, first: str, *columns: str) -> Table:
+def numbers_table(first: str, *columns: str) -> Table:
     """A table whose first column is names and whose others are numbers."""
-    table = Table(first, title=title, title_justify="left")
+    table = Table(first)
     for name in columns:
         table.add_column(name, justify="right")
     return table

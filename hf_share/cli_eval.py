@@ -119,16 +119,16 @@ def _run(models: list[str], output: Path | None, as_json: bool, **ask: Any) -> N
 
 
 def _show(report: Any) -> None:
-    table = numbers_table("", "model", *report.head(), *report.tasks)
+    table = numbers_table("model", *report.head(), *report.tasks)
     for row in report.rows():
         table.add_row(*row)
     print_table(table)
     if report.tasks and len(report.models) > 1:
         title = f"difference to {report.models[0].name} on the same items"
-        changes = numbers_table(title, "model", *report.tasks)
+        changes = numbers_table("model", *report.tasks)
         for row in report.changes():
             changes.add_row(*row)
-        print_table(changes)
+        print_table(title, changes)
     for note in report.notes():
         print_table(note.replace("**", ""))
 

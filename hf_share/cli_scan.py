@@ -40,14 +40,11 @@ def scan_model(
     if as_json:
         print_json({"scan": found.to_dict(), "proposal": None if made is None else made.to_dict()})
         return
-    for table in (_layers(found), _roles(found)):
-        if table is not None:
-            print_table(table)
+    print_table(f"{found.model}, stack {found.stack}", *_layers(found), *_roles(found))
     for measure, reason in found.missing.items():
         tell(f"no {measure}: {reason}")
     if made is not None:
-        print_table(told(made))
-        print_table(f"{made.why}\n{made.plan}")
+        print_table(*told(made), str(made.plan))
         if output is not None:
             tell(f"apply it: hf-share share {name} --plan {output} -o small")
 
@@ -72,15 +69,15 @@ def write_plan(made: Any, output: Path) -> None:
     write_text(output, made.plan.to_json(indent=2))
 
 
-def told(made: Any) -> Table:
-    """Asked, got and the trials, as a table."""
+def told(made: Any) -> tuple[str, Table, str]:
+    """Asked and got, the trials as a table, and the reason for the choice."""
     title = f"asked {size(made.limit, made.dense)}, got {size(made.chosen.bytes, made.dense)}"
-    table = numbers_table(title, "plan", "layers stored", "depths run", "size", "KL to dense, nats a token")
+    table = numbers_table("plan", "layers stored", "depths run", "size", "KL to dense, nats a token")
     for trial in made.trials:
         chosen = " (chosen)" if trial is made.chosen else ""
         cells = (str(trial.stored), str(trial.visits), size(trial.bytes, made.dense), f"{trial.distance:.3f}")
         table.add_row(f"{trial}{chosen}", *cells)
-    return table
+    return title, table, made.why
 
 
 def size(count: int, dense: int) -> str:
@@ -90,16 +87,16 @@ def size(count: int, dense: int) -> str:
     return f"{readable(count)} ({count / dense:.3f} of dense)"
 
 
-def _layers(found: Any) -> Table | None:
+def _layers(found: Any) -> Iterator[Table]:
     columns = [name for name in ("influence", "drift", "heads") if getattr(found, name) is not None]
     if not columns:
-        return None
+        return
     heads = {"influence": "block influence", "drift": "KL to the next layer", "heads": "most alike by heads"}
-    table = numbers_table(f"{found.model}, stack {found.stack}", "layer", *(heads[name] for name in columns))
+    table = numbers_table("layer", *(heads[name] for name in columns))
     rows = {name: list(_cells(found, name)) for name in columns}
     for layer in range(found.depth):
         table.add_row(str(layer), *(rows[name][layer] for name in columns))
-    return table
+    yield table
 
 
 def _cells(found: Any, name: str) -> Iterator[str]:
@@ -114,12 +111,13 @@ def _cells(found: Any, name: str) -> Iterator[str]:
             yield "" if near is None else f"{near} ({row[near]:.3f})"
 
 
-def _roles(found: Any) -> Table | None:
+def _roles(found: Any) -> Iterator[Table | str]:
     if not found.spectrum:
-        return None
-    table = numbers_table("share of the rank that holds 90 % of the energy", "role", "least", "mean", "most")
+        return
+    yield "share of the rank that holds 90 % of the energy"
+    table = numbers_table("role", "least", "mean", "most")
     for role, row in found.spectrum.items():
         values = [v for v in row if v is not None]
         numbers = (min(values), sum(values) / len(values), max(values))
         table.add_row(role, *(f"{v:.3f}" for v in numbers))
-    return table
+    yield table

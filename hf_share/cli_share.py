@@ -77,8 +77,7 @@ def share(
     if target_bytes is not None:
         made = proposal(loaded, target_bytes, measured_on(loaded, tokenizer, text), stack)
         if not as_json:
-            print_table(told(made))
-            print_table(made.why)
+            print_table(*told(made))
         shared, target = hf_share.share(loaded, made.plan), _target(target_bytes, made)
     else:
         measures = getattr(config, "needs_calibration", False)
@@ -129,10 +128,10 @@ def report(description: Any) -> None:
     if not description.groups:
         print_table(str(description))
         return
-    table = numbers_table(title, "group", "stored once", "visited", "saved")
+    table = numbers_table("group", "stored once", "visited", "saved")
     for group in description.groups:
         table.add_row(group.name, f"{group.stored:,}", f"{group.visits} times", f"{group.saved:,}")
-    print_table(table)
+    print_table(title, table)
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -123,16 +123,16 @@ def propose(
     free = [d for d in range(sizes.depth) if d not in stacks(model)[path].owners]
     order = sorted(free, key=lambda d: (influence[d], d))
     stored = sizes.most_layers(order, limit)
-    plans = {k: _plan(model, path, order, k, stored) for k in _counts(sizes.depth - stored)}
-    plans = {k: plan for k, plan in plans.items() if sizes.of(plan) <= limit}
-    distances = _distances(model, list(plans.values()), data)
+    fits: list[tuple[int, SharePlan, int]] = []
+    for k in _counts(min(sizes.depth - stored, len(order))):
+        size = sizes.of(plan := _plan(model, path, order, k, stored))
+        if size is not None and size <= limit:
+            fits.append((k, plan, size))
+    distances = _distances(model, [plan for _, plan, _ in fits], data)
     trials = [
-        Trial(
-            removed=k, stored=stored, visits=sizes.depth - k, bytes=sizes.of(plan), distance=distance,
-            plan=plan,
-        )
-        for (k, plan), distance in zip(plans.items(), distances, strict=True)
-    ]  # fmt: skip
+        Trial(removed=k, stored=stored, visits=sizes.depth - k, bytes=size, distance=distance, plan=plan)
+        for (k, plan, size), distance in zip(fits, distances, strict=True)
+    ]
     told = tuple(float(f"{score:.6g}") for score in influence)
     return Proposal(
         model=type(model).__name__, dense=sizes.dense, limit=limit, influence=told, trials=tuple(trials)
@@ -153,23 +153,34 @@ class _Sizes:
         self.model, self.path = model, path
         self.depth = stacks(model)[path].depth
         self.dense = file_size(model)
-        self.known: dict[SharePlan, int] = {}
+        self.known: dict[SharePlan, int | None] = {}
 
-    def of(self, plan: SharePlan) -> int:
+    def of(self, plan: SharePlan) -> int | None:
+        """Bytes under `plan`; None if the model cannot be arranged so."""
         if plan not in self.known:
-            self.known[plan] = file_size(share(build_on_meta(self.model), plan))
+            try:
+                self.known[plan] = file_size(share(build_on_meta(self.model), plan))
+            except Refused:
+                self.known[plan] = None
         return self.known[plan]
 
+    def least(self, order: Sequence[int], stored: int) -> int | None:
+        """The smallest file with `stored` layers: norms go with what is removed."""
+        counts = reversed(_counts(self.depth - stored))
+        sizes = (self.of(_plan(self.model, self.path, order, k, stored)) for k in counts if k <= len(order))
+        return next((size for size in sizes if size is not None), None)
+
     def most_layers(self, order: Sequence[int], limit: int) -> int:
-        """The largest number of stored layers within `limit`, the others removed."""
-        least = self.depth - min(len(order), self.depth - 1)
-        low, high = least - 1, self.depth - 1
+        """The largest number of stored layers within `limit`."""
+        low, high = 0, self.depth - 1
         while low < high:
             middle = (low + high + 1) // 2
-            plan = _plan(self.model, self.path, order, self.depth - middle, middle)
-            low, high = (middle, high) if self.of(plan) <= limit else (low, middle - 1)
-        if low < least:
-            smallest = self.of(_plan(self.model, self.path, order, self.depth - least, least))
+            size = self.least(order, middle)
+            low, high = (middle, high) if size is not None and size <= limit else (low, middle - 1)
+        if low == 0:
+            smallest = self.least(order, 1)
+            if smallest is None:
+                raise Refused(f"layers of stack {self.path!r} can neither be shared nor removed")
             share = -(-smallest * 10_000 // self.dense) / 10_000
             raise ConfigError(
                 f"{readable(limit)} is out of reach: with whole layers shared or removed, the smallest file "
@@ -190,7 +201,7 @@ def _plan(model: nn.Module, path: str, order: Sequence[int], removed: int, store
     depth = stacks(model)[path].depth
     kept = [d for d in range(depth) if d not in order[:removed]]
     rank = {layer: i for i, layer in enumerate(order)}
-    follow = sorted(kept[1:], key=lambda d: rank.get(d, depth))[: len(kept) - stored]
+    follow = sorted(kept[1:], key=lambda d: rank.get(d, depth))[: max(len(kept) - stored, 0)]
     groups: list[list[int]] = []
     for layer in kept:
         if layer in follow:
