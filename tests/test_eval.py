@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: one way for paths, Hub ids and models in memory, shared equals materialised, paired differences,
+"""Evaluation: one way for paths, Hub ids and memory, shared equals materialised, paired differences,
 chance, and the usual perplexity protocol against a plain computation.
 """
 

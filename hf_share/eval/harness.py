@@ -150,8 +150,12 @@ def _load(harness: Any, tasks: list[str], include_path: str | Path | None, insid
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"--include_path {include_path} is no folder of task files")
     path = None if include_path is None else Path(include_path).resolve()
-    manager = TaskManager(include_path=None if path is None else str(path))
-    _require_known(tasks, manager)
+    manager = None
+    if path is not None:  # reading lm-eval's own thousands of task files takes seconds
+        manager = TaskManager(include_path=str(path), include_defaults=False)
+    if manager is None or not set(tasks) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=None if path is None else str(path))
+        _require_known(tasks, manager)
     missing: Exception | None = None
     for folder in [Path.cwd()] if path is None else [Path.cwd(), path, path.parent]:
         inside.enter_context(_inside(folder))
