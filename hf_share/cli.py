@@ -118,7 +118,7 @@ def card(
 
     if output is not None and output.exists() and not force:
         raise FileExistsError(f"{output} is there already; choose another file or add --force")
-    made = hf_share.model_card(folder, **_card_options(base_model, dataset, license, results))
+    made = hf_share.model_card(folder, **_card_options(folder, base_model, dataset, license, results))
     if output is not None:
         write_text(output, str(made))
     if as_json:
@@ -145,7 +145,7 @@ def push(
     """Upload a folder to the Hub in one commit, with a model card if it has none."""
     from .hub.push import push_folder
 
-    options = _card_options(base_model, dataset, license, results)
+    options = _card_options(folder, base_model, dataset, license, results)
     done = push_folder(folder, repo, private=private, revision=revision, message=message, **options)
     tell(f"pushed to {done.repo_url.repo_id}, commit {done.oid}")
     if as_json:
@@ -154,8 +154,12 @@ def push(
         print(done.commit_url)
 
 
-def _card_options(base: str | None, datasets: list[str] | None, license: str | None, results: Path | None):
-    scores = None if results is None else json.loads(results.read_text(encoding="utf-8"))
+def _card_options(
+    folder: Path, base: str | None, datasets: list[str] | None, license: str | None, results: Path | None
+) -> dict[str, Any]:
+    from .eval.report import scores_of
+
+    scores = None if results is None else scores_of(json.loads(results.read_text(encoding="utf-8")), folder)
     return {"base_model": base, "datasets": datasets or (), "license": license, "results": scores}
 
 

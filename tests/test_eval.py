@@ -252,6 +252,8 @@ def test_eval_and_compare_from_the_command_line(place, tmp_path, monkeypatch):
     assert [m["name"] for m in told["models"]] == ["dense", "small"] and told["settings"]["batch"] == "auto"
     assert json.loads(Path("out.json").read_text()) == told and Path("out.md").exists()
     Path("text.txt").write_text(STORY * 5)
+    shown = run("card", place / "small", "--results", "out.json")
+    assert "tiny_choice" in shown and "model-index" in shown
     text = run("compare", *models, "--wikitext", "text.txt", *tasks)
     for word in ("stored", "tokens/s", "perplexity", "tiny_choice", "difference to dense"):
         assert word in text
@@ -263,7 +265,7 @@ def test_eval_and_compare_from_the_command_line(place, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["eval", "dense"], "nothing to evaluate on"),
-        (["eval", "dense", "--tasks", "tiny_choise", "--include_path", "tasks"], "did you mean 'tiny_choice'"),
+        (["eval", "dense", "--tasks", "tiny_choise", "--include_path", "tasks"], "mean 'tiny_choice'"),
         (["eval", "dense", "--tasks", "tiny_choice", "--include_path", "nowhere"], "no folder"),
         (["eval", "dense", "--tasks", "tiny_choice", "--batch-size", "many"], "auto, or a whole number"),
         (["eval", "dense", "dense", "--text", "data/tiny.jsonl"], "given twice"),
@@ -298,29 +300,40 @@ def test_an_elastic_model_is_measured_at_a_choice(place, tmp_path):
 
 @HARNESS
 @pytest.mark.slow
-def test_lm_eval_itself_knows_shared_models_and_adapters(place, tmp_path):
-    base = tf.AutoModelForCausalLM.from_pretrained(place / "dense")
+def test_lm_eval_itself_knows_a_shared_model_with_an_adapter(place, tmp_path):
+    """In a process of its own: one word before the command, `pretrained=<shared>` and `peft=<adapter>`."""
+    base = tf.AutoModelForCausalLM.from_pretrained(place / "small")
     torch.manual_seed(0)
     config = hf_share.ShareLoraConfig(r=2, target_modules="all-linear", init_weights=False)
     config.task_type = "CAUSAL_LM"
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    found = {}
-    for name, model in {
-        "small": f"pretrained={place / 'small'}",
-        "adapter": f"pretrained={place / 'dense'},peft={tmp_path / 'adapter'}",
-    }.items():
-        command = ["lm_eval", "run", "--model", "hf-share", "--model_args", f"{model},dtype=float32",
-                   "--tasks", "tiny_choice", "--include_path", str(place / "tasks"), "--batch_size", "4",
-                   "--device", "cpu", "--output_path", str(tmp_path / name), "--log_samples"]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "hf_share.cli", *command], cwd=place, env=environment, capture_output=True,
-            text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        file = next((tmp_path / name).rglob("samples_*.jsonl"))
-        found[name] = [json.loads(line)["resps"] for line in file.read_text().splitlines()]
-    for name, where in (("small", place / "small"), ("adapter", tmp_path / "adapter")):
-        report = hf_share.evaluate(str(where), **ask(place, tasks=["tiny_choice"], dtype="float32"))
-        ours = [[r[0][0] for r in s["resps"]] for s in report.models[0].tasks["tiny_choice"].samples]
-        assert [[float(r[0][0]) for r in row] for row in found[name]] == ours  # lm-eval writes texts
+    model = f"pretrained={place / 'small'},peft={tmp_path / 'adapter'},dtype=float32"
+    command = ["lm_eval", "run", "--model", "hf-share", "--model_args", model, "--tasks", "tiny_choice",
+               "--include_path", str(place / "tasks"), "--batch_size", "4", "--device", "cpu",
+               "--output_path", str(tmp_path / "out"), "--log_samples"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_share.cli", *command], cwd=place, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = next((tmp_path / "out").rglob("samples_*.jsonl")).read_text().splitlines()
+    asked = ask(place, tasks=["tiny_choice"], dtype="float32")
+    report = hf_share.evaluate(str(tmp_path / "adapter"), **asked)
+    ours = [[r[0][0] for r in s["resps"]] for s in report.models[0].tasks["tiny_choice"].samples]
+    theirs = [[float(r[0][0]) for r in json.loads(line)["resps"]] for line in lines]  # it writes texts
+    assert theirs == ours
+
+
+@HARNESS
+def test_the_registered_model_takes_a_choice(place, tmp_path):
+    from lm_eval.api.registry import get_model
+
+    from hf_share.eval import lm
+
+    model = tf.AutoModelForCausalLM.from_pretrained(place / "dense")
+    hf_share.share(model, hf_share.RecursiveConfig(num_loops=2)).save_pretrained(tmp_path / "loop")
+    tf.AutoTokenizer.from_pretrained(place / "dense").save_pretrained(tmp_path / "loop")
+    assert get_model("hf-share") is lm.ShareLM
+    made = lm.ShareLM.create_from_arg_string(f"pretrained={tmp_path / 'loop'}@loops=1", {"device": "cpu"})
+    half = hf_share.choose(tf.AutoModelForCausalLM.from_pretrained(tmp_path / "loop"), loops=1).eval()
+    assert torch.equal(zoo.logits(made.model), zoo.logits(half))

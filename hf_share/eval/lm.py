@@ -11,6 +11,7 @@ In Python, importing this file is enough for `simple_evaluate(model="hf-share")`
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from lm_eval.api.registry import register_model
@@ -28,6 +29,8 @@ class ShareLM(HFLM):
         settings: dict[str, Any] = {}
         if isinstance(pretrained, str):
             pretrained, settings = split_choice(pretrained)
-        super().__init__(pretrained, **options)
+        with warnings.catch_warnings():  # HFLM hands the checkpoint's own quantization_config to it
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            super().__init__(pretrained, **options)
         if settings:
             set_choice(self.model, **settings)

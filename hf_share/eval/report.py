@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..describe import readable
+from ..errors import ConfigError, unknown
 from ..files import write_text
 from ..markdown import table
 from ..plots import plot_costs
@@ -159,6 +160,27 @@ class Report:
             self.plot(names[2])
             written.append(names[2])
         return written
+
+
+def scores_of(results: Any, folder: str | os.PathLike) -> Any:
+    """What `hf-share eval` wrote of the model in `folder`, as task -> metric -> number; other results as they
+    are.
+    """
+    if not isinstance(results, dict) or not {"models", "settings", "averaged"} <= results.keys():
+        return results
+    rows = {row["name"]: row for row in results["models"]}
+    name = Path(folder).resolve().name
+    if name not in rows and len(rows) > 1:
+        raise unknown("model in these results", name, rows, ConfigError)
+    row = rows.get(name) or next(iter(rows.values()))
+    found = {
+        task: {metric: score["value"] for metric, score in of["scores"].items()}
+        for task, of in row["tasks"].items()
+    }
+    if "perplexity" in row:
+        text = results["settings"].get("text") or "text"
+        found[text] = {key: row["perplexity"][key] for key in ("perplexity", "bits_per_byte")}
+    return found
 
 
 def told(score: Score) -> str:

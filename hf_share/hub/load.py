@@ -71,7 +71,7 @@ def adapter_base(place: str) -> str | None:
     try:
         transformers.AutoConfig.from_pretrained(place)
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if not _is_adapter(place):
             raise OSError(f"no model at {place!r}: {error}") from None
     config: Any = PeftConfig.from_pretrained(place)
