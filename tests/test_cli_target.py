@@ -37,7 +37,7 @@ def test_plan_scans_and_proposes(folder):
     text = run("plan", "dense", "--target-bytes", "0.8", "--text", "text.txt", "--plot", "scan.png",
                "-o", "plan.json")  # fmt: skip
     for word in ("block influence", "KL to the next layer", "most alike by heads", "90 % of the energy",
-                 "mlp.down_proj", "asked", "got", "(chosen)", "nearest to the dense model", "Arrange"):  # fmt: skip
+                 "mlp.down_proj", "asked", "got", "(chosen)", "nearest to the dense", "Arrange"):  # fmt: skip
         assert word in text, word
     assert (folder / "scan.png").exists()
     plan = hf_share.SharePlan.from_json((folder / "plan.json").read_text())
