@@ -7,10 +7,14 @@ Importing it registers it with peft and transformers.
 
 from .config import ShareConfig
 from .describe import describe
+from .difference import difference
 from .drift import kl_drift
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
 from .estimate import Estimate, estimate
+from .eval.measure import evaluate
+from .eval.perplexity import text_perplexity, wikitext
+from .export import export
 from .extract import extract, subnet_config
 from .formed import form_weights
 from .gates import layer_gates
@@ -30,7 +34,9 @@ from .methods.mos import MosConfig
 from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
+from .propose import Proposal, propose
 from .registry import subnets
+from .scan import Scan, scan
 from .search.run import search
 from .settle import settle
 from .share import compressed, share
@@ -54,8 +60,10 @@ __all__ = [
     "MasaConfig",
     "MosConfig",
     "PlanError",
+    "Proposal",
     "RecursiveConfig",
     "Refused",
+    "Scan",
     "ShareConfig",
     "ShareError",
     "ShareLoraConfig",
@@ -68,7 +76,10 @@ __all__ = [
     "chosen",
     "compressed",
     "describe",
+    "difference",
     "estimate",
+    "evaluate",
+    "export",
     "extract",
     "form_weights",
     "inner_config",
@@ -77,12 +88,18 @@ __all__ = [
     "materialize",
     "merge_deltas",
     "model_card",
+    "propose",
     "rank_correlation",
+    "scan",
     "search",
     "settle",
+    "settle",
+    "share",
     "share",
     "subnet_config",
     "subnets",
+    "text_perplexity",
     "to_lora",
     "tokenize",
+    "wikitext",
 ]

@@ -1,20 +1,26 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""`hf-share plan`: a method's plan for a model, or what training it takes; a config.json is enough."""
+"""`hf-share plan`: what in a model could be shared, and a plan for a number of bytes; or a method's plan, or
+what training takes, for which a config.json is enough.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from .cli_common import Calibration, print_json, print_table
+from .cli_scan import scan_model
 
 
 Model = Annotated[
-    str, typer.Argument(help="A Hub id, a folder or a config.json; no weights are read.", show_default=False)
+    str,
+    typer.Argument(
+        help="A Hub id or a folder; a config.json does for --method and --estimate.", show_default=False
+    ),
 ]
 Method = Annotated[str | None, typer.Option(help="A method: fold, masa, mos, recursive, share_lora, ...")]
 Set = Annotated[
@@ -34,10 +40,29 @@ Batch = Annotated[int, typer.Option(help="Rows of a step.")]
 Length = Annotated[int, typer.Option(help="Tokens of a row.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Gradient checkpointing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Target = Annotated[
+    str | None,
+    typer.Option(help="Propose a plan for this much of the dense file: 0.6, 60%, 4GB.", show_default=False),
+]
+PlanOut = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File for the plan as JSON.", show_default=False)
+]
+Plot = Annotated[Path | None, typer.Option(help="Draw the scan as a PNG.", show_default=False)]
+Stack = Annotated[str | None, typer.Option(help="Stack of layers, for models with several.")]
+Measure = Annotated[
+    list[str] | None,
+    typer.Option(help="influence, drift, heads or spectrum; repeatable. All by default.", show_default=False),
+]
 
 
 def plan(
     model: Model,
+    target_bytes: Target = None,
+    output: PlanOut = None,
+    plot: Plot = None,
+    text: Calibration = "stdlib",
+    stack: Stack = None,
+    measure: Measure = None,
     method: Method = None,
     set_: Set = None,
     plan: PlanFile = None,
@@ -51,10 +76,18 @@ def plan(
     checkpointing: Checkpointing = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the plan of a method for a model, or with --estimate the memory that training takes."""
-    config, sharing = _read_config(model), _sharing(method, set_ or [], plan)
+    """Scan a model for what could be shared, and propose a plan for --target-bytes.
+
+    With --method or --plan, show that plan; with --estimate, the memory that training takes.
+    """
+    sharing = _sharing(method, set_ or [], plan)
+    if sharing is None and not estimate:
+        scan_model(model, target_bytes, output, plot, text, stack, measure, as_json)
+        return
+    _refuse_scan(target_bytes, plot, measure)
+    config = _read_config(model)
     if not estimate:
-        _show_plan(config, sharing, as_json)
+        _show_plan(config, sharing, output, as_json)
         return
     numbers = {
         "dtype": precision, "bits": bits, "optimizer": optimizer, "batch": batch, "length": length,
@@ -62,9 +95,17 @@ def plan(
     }  # fmt: skip
     rows = _estimates(config, sharing, train, numbers)
     if as_json:
-        print(json.dumps([row.to_dict() for row in rows], indent=2))
+        print_json([row.to_dict() for row in rows])
     else:
-        Console().print(_table(rows))
+        print_table(_table(rows))
+
+
+def _refuse_scan(target: str | None, plot: Path | None, measure: list[str] | None) -> None:
+    from .errors import ConfigError
+
+    for name, value in (("--target-bytes", target), ("--plot", plot), ("--measure", measure)):
+        if value:
+            raise ConfigError(f"{name} is of the scan, which goes without --method, --plan and --estimate")
 
 
 def _read_config(model: str) -> Any:
@@ -104,18 +145,18 @@ def _pair(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r} is not of the form key=value, such as group_size=2") from None
 
 
-def _show_plan(config: Any, sharing: Any, as_json: bool) -> None:
-    from .errors import ConfigError
+def _show_plan(config: Any, sharing: Any, output: Path | None, as_json: bool) -> None:
     from .estimate import require_shapes
+    from .files import write_text
     from .plan import SharePlan
     from .shapes import build_on_meta
 
-    if sharing is None:
-        raise ConfigError("name a method with --method, give --plan, or ask for --estimate")
     require_shapes(sharing)
     shapes = build_on_meta(config)
     made = sharing if isinstance(sharing, SharePlan) else sharing.resolve(shapes)
     made.validate(shapes)
+    if output is not None:
+        write_text(output, made.to_json(indent=2))
     print(made.to_json() if as_json else made)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .describe import Description
+    from .scan import Scan
 
 
 def plot_grids(description: Description, path: str | os.PathLike) -> None:
@@ -80,6 +81,27 @@ def plot_tradeoff(rows: list[dict[str, Any]], path: str | os.PathLike, quality: 
     save(figure, path)
 
 
+def plot_costs(
+    names: list[str],
+    costs: dict[str, list[float]],
+    quality: str,
+    values: list[float],
+    path: str | os.PathLike,
+) -> None:
+    """Quality against each of several costs, side by side, one named point a model."""
+    plt = _pyplot()
+    size = (6 * len(costs), 4.2)
+    figure, axes = plt.subplots(1, len(costs), figsize=size, squeeze=False, layout="constrained")
+    for axis, (cost, across) in zip(axes[0], costs.items(), strict=True):
+        for name, x, y in zip(names, across, values, strict=True):
+            axis.scatter(x, y, s=60)
+            axis.annotate(name, (x, y), textcoords="offset points", xytext=(7, 4), fontsize=9)
+        axis.set(xlabel=cost, ylabel=quality)
+        axis.margins(0.18)
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
 def plot_importance(scores: dict[str, list[float]], path: str | os.PathLike) -> None:
     """What each layer is worth, one row of bars a measure, each on its own scale."""
     plt = _pyplot()
@@ -92,6 +114,58 @@ def plot_importance(scores: dict[str, list[float]], path: str | os.PathLike) -> 
         axis.grid(axis="y", alpha=0.3)
     axes[-1, 0].set_xlabel("layer")
     save(figure, path)
+
+
+def plot_scan(scan: Scan, path: str | os.PathLike) -> None:
+    """The measures of a scan: bars over layers, and heat maps of head similarity and of the spectrum."""
+    plt = _pyplot()
+    drawn = [(draw, value) for name, draw in PANELS.items() if (value := getattr(scan, name)) is not None]
+    if not drawn:
+        raise ValueError("the scan holds no measure to draw")
+    rows = -(-len(drawn) // 2)
+    figure, axes = plt.subplots(rows, min(len(drawn), 2), figsize=(12, 4.2 * rows), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for axis, (draw, value) in zip(axes.flat, drawn, strict=False):
+        draw(axis, value)
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_axis_off()
+    figure.suptitle(f"{scan.model}, stack {scan.stack}", fontsize=11)
+    save(figure, path)
+
+
+def _bars(title: str, xlabel: str) -> Any:
+    def draw(axis: Any, values: Any) -> None:
+        axis.bar(range(len(values)), values, width=0.7)
+        axis.set(title=title, xlabel=xlabel, xticks=range(len(values)))
+        axis.grid(axis="y", alpha=0.3)
+
+    return draw
+
+
+def _heat(title: str) -> Any:
+    def draw(axis: Any, values: Any) -> None:
+        rows = values if isinstance(values, dict) else dict(enumerate(values))
+        # a layer is its own double, which would hide what is between the others
+        own = not isinstance(values, dict)
+        numbers = [[_number(v, own and x == y) for x, v in enumerate(row)] for y, row in rows.items()]
+        image = axis.imshow(numbers, aspect="auto", cmap="viridis", interpolation="nearest")
+        axis.figure.colorbar(image, ax=axis)
+        axis.set(title=title, xlabel="layer", xticks=range(len(numbers[0])))
+        axis.set_yticks(range(len(rows)), [str(name) for name in rows], fontsize=7)
+
+    return draw
+
+
+def _number(value: float | None, hidden: bool) -> float:
+    return float("nan") if value is None or hidden else value
+
+
+PANELS = {
+    "influence": _bars("block influence", "layer"),
+    "drift": _bars("KL from a layer to the next", "layer"),
+    "heads": _heat("head similarity of two layers"),
+    "spectrum": _heat("share of the rank that holds 90 % of the energy"),
+}
 
 
 def _pyplot() -> Any:

@@ -72,7 +72,7 @@ def test_share_ranks_by_gates_and_relaxes(folder):
         (["share", "dense", "-o", "new", "--remove", "a"], "not a list of layers"),
         (["share", "dense", "-o", "new", "--group-size", "2", "--parent", "men"], "did you mean 'mean'"),
         (["share", "dense", "-o", "new", "--importance", "gates"], "did you mean 'gate'"),
-        (["share", "nowhere/at-all", "-o", "new"], "nowhere"),
+        (["share", "nowhere/at-all", "-o", "new", "--group-size", "2"], "no model at 'nowhere/at-all'"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(folder, monkeypatch, capsys, arguments, message):

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 
 # a file or a folder imports from its own line or from lines above
 LAYERS = (
-    "errors about plain steps plan linalg planes codes",
+    "errors about plain steps plan linalg planes codes difference files markdown",
     "fused sites peft_type",
     "rules rebuild targets config attention",
     "binding shelter adapter scale atoms factors low_rank nested bywidth",
@@ -25,15 +25,18 @@ LAYERS = (
     "arrange",
     "attach",
     "importance gates lines",
-    "fit materialize describe plots elastic drift activations",
-    "formed settle extract costs packed merge",
+    "fit materialize describe plots elastic drift scan activations",
+    "formed settle extract costs packed merge filesize",
     "methods",
     "hub share train search eval shapes",
-    "estimate",
+    "estimate propose export",
     "compare",
-    "cli_plan cli_search cli_train",
+    "cli_common launch",
+    "cli_diff cli_eval cli_export cli_scan cli_search cli_train",
+    "cli_plan cli_share",
     "cli",
     "__init__",
+    "__main__",
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
@@ -42,7 +45,7 @@ OF_METHODS = set(
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {
-    "errors about plain steps plan": set(),
+    "errors about plain steps plan difference files markdown": set(),
     "linalg fused sites rules rebuild modules": {"torch"},
     "config": {"torch", "peft"},
 }

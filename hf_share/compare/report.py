@@ -4,30 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
+from ..markdown import table
 from .cells import Results
 from .stats import Interval
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers and stand right."""
-    lines = [_line(head), _line(["---", *("---:" for _ in head[1:])])]
-    return "\n".join([*lines, *(_line([_cell(v) for v in row]) for row in rows)])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return "-" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+__all__ = ["by_seed", "scatter", "table", "write"]
 
 
 def by_seed(results: Results, key: str, **wanted: Any) -> dict[int, float]:
@@ -41,10 +28,7 @@ def by_seed(results: Results, key: str, **wanted: Any) -> dict[int, float]:
 
 def write(output: str | Path, text: str) -> Path:
     """The page beside the results, `<results>.md`, written to a temporary name and moved."""
-    path = Path(output).with_suffix(".md")
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.rstrip() + "\n", encoding="utf-8")
-    return part.replace(path)
+    return write_text(Path(output).with_suffix(".md"), text)
 
 
 def scatter(

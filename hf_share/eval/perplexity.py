@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity on disjoint windows.
+"""Perplexity: on disjoint windows of tokens, and of a text by the usual protocol.
 
     nll = - 1/N sum_w sum_{t=2..T} log p(x_{w,t} | x_{w,1..t-1})        N = n (T - 1) predicted tokens
 
@@ -8,12 +8,21 @@ in nats, weighted by token and not by batch, so that neither the batch size nor 
 the number. perplexity = exp(nll). Models with different tokenizers compare only by bits per byte, nll N /
 (ln 2 * bytes). Disjoint windows give their first tokens little context: numbers are comparable at equal
 `context` only.
+
+The usual protocol for WikiText-2 (`text_perplexity`, `wikitext`): the lines of the test split are joined by a
+blank line and tokenised as one text, with the special tokens the tokenizer puts round a text. A window of T
+tokens moves on by a *stride* of S <= T; each token is predicted in the first window that holds it, so that
+for S < T it sees at least T - S tokens. With S = T, the default, windows are disjoint and each one's first
+token is not predicted. The last window may be shorter; nothing is left out. T is the model's context, but at
+most 2048.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +32,7 @@ from tqdm.auto import tqdm
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +42,8 @@ class Perplexity:
     nll: float  # nats per predicted token
     tokens: int  # predicted tokens
     bits_per_byte: float | None = None
+    window: int | None = None  # of a text: tokens a window holds, and by how many it moves on
+    stride: int | None = None
 
     @property
     def perplexity(self) -> float:
@@ -71,10 +82,90 @@ def perplexity(
     return Perplexity(nll=nats / tokens, tokens=tokens, bits_per_byte=rate)
 
 
+LONGEST = 2048
+
+
+def text_perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> Perplexity:
+    """What `model` pays for one text, by the usual protocol.
+
+    Args:
+        text: the whole of it; `wikitext(lines)` makes one of WikiText's lines.
+        window: tokens of a window; the model's context, at most 2048, if None.
+        stride: tokens by which a window moves on; `window`, so that windows are disjoint, if None.
+
+    Example:
+        >>> print(text_perplexity(model, tokenizer, wikitext(lines)))  # doctest: +SKIP
+    """
+    window = _window(model) if window is None else window
+    stride = window if stride is None else stride
+    if not 1 <= stride <= window or window < 2:
+        raise ValueError(f"stride={stride}, window={window}: 1 <= stride <= window and window >= 2 fit")
+    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    if len(ids) < 2:
+        raise ValueError(f"a text of {len(ids)} tokens has none to predict")
+    nats, tokens = 0.0, 0
+    was_training = model.training
+    model.eval()
+    try:
+        parts = list(_spans(len(ids), window, stride, batch))
+        for part in tqdm(parts, desc="perplexity", unit="batch", leave=False, disable=not progress):
+            rows = torch.stack([ids[begin:end] for begin, end, _ in part]).to(model.device)
+            fresh = part[0][2]
+            nats += _nats(model, rows, fresh)
+            tokens += len(part) * fresh
+    finally:
+        model.train(was_training)
+    rate = nats / tokens * len(ids) / (math.log(2) * len(text.encode()))
+    return Perplexity(nll=nats / tokens, tokens=tokens, bits_per_byte=rate, window=window, stride=stride)
+
+
+def _window(model: PreTrainedModel) -> int:
+    most = getattr(model.config, "max_position_embeddings", None)
+    return min(most, LONGEST) if isinstance(most, int) else LONGEST
+
+
+def wikitext(lines: Iterable[str]) -> str:
+    """The text the protocol scores: the data set's rows joined by a blank line, where a row without words is
+    empty and every other keeps its line end.
+
+    Example:
+        >>> wikitext([" = Title = \n", " \n", " Words . \n"])
+        ' = Title = \n\n\n\n\n Words . \n'
+    """
+    return "\n\n".join(line if line.strip() else "" for line in lines)
+
+
+def _spans(count: int, window: int, stride: int, batch: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Batches of (first token, end, how many of the last are predicted) of equal lengths."""
+    spans, done = [], 1  # the first token of a text has no context
+    for begin in range(0, count, stride):
+        end = min(begin + window, count)
+        fresh = end - max(done, begin + 1)
+        if fresh > 0:
+            spans.append((begin, end, fresh))
+        done = end
+        if end == count:
+            break
+    for _, alike in groupby(spans, key=lambda span: (span[1] - span[0], span[2])):
+        rows = list(alike)
+        yield from (rows[i : i + batch] for i in range(0, len(rows), batch))
+
+
 @torch.inference_mode()
-def _nats(model: PreTrainedModel, ids: Tensor) -> float:
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # (b, T - 1, vocab)
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum").item()
+def _nats(model: PreTrainedModel, ids: Tensor, fresh: int | None = None) -> float:
+    """Nats of the last `fresh` tokens of each row; of all but the first if None."""
+    fresh = ids.shape[1] - 1 if fresh is None else fresh
+    logits = model(input_ids=ids, use_cache=False).logits[:, -fresh - 1 : -1]  # (b, fresh, vocab)
+    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, -fresh:].flatten(), reduction="sum").item()
 
 
 def _check(windows: Tensor, batch: int) -> None:

@@ -8,13 +8,16 @@ import copy
 import os
 from typing import Any
 
+from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import ConfigError
+from ..plan import SharePlan
 from ..ties import attached
 from .checkpoint import METHOD
+from .load import adapter_base
 from .publish import publish
 from .quantizer import WRITTEN, SharedConfig, SharedQuantizer
 
@@ -78,3 +81,17 @@ def inner_config(
         raise ConfigError("this checkpoint's weights are quantised already; load it as it is")
     config.quantization_config = SharedConfig(plan=values.get("plan"), inner=quantization_config).to_dict()
     return config
+
+
+def stored_plan(place: str) -> SharePlan | None:
+    """The plan of the checkpoint or adapter at a folder or Hub id; None for a plain model, such as one whose
+    plan only left layers out.
+    """
+    if adapter_base(place) is not None:
+        config: Any = PeftConfig.from_pretrained(place)
+        return getattr(config, "_plan", None)
+    values: Any = getattr(AutoConfig.from_pretrained(place), "quantization_config", None)
+    values = values.to_dict() if hasattr(values, "to_dict") else values
+    if not isinstance(values, dict) or values.get("quant_method") != METHOD:
+        return None
+    return SharePlan.from_dict(values["plan"])

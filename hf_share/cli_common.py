@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands have in common: options, loading, saving, and numbers for people or for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+console = Console(stderr=True)
+
+Model = Annotated[str, typer.Argument(help="A Hub id or a folder with a model.", show_default=False)]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write; it must not hold a model yet.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Write over a model in the output folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Calibration = Annotated[
+    str, typer.Option(help="Text to measure layers on: stdlib, a file, or a data set id.")
+]
+
+
+def load(model: str, dtype: str, tokenizer: bool = True) -> tuple[Any, Any]:
+    """The model of a folder or Hub id, by the class its config names, and its tokenizer if it has one.
+
+    An adapter comes on the base it names.
+    """
+    from .hub.load import load_model, load_tokenizer
+
+    loaded = load_model(model, dtype)
+    return loaded, load_tokenizer(model) if tokenizer else None
+
+
+def calibration(tokenizer: Any, text: str, window: int = 256) -> Any:
+    """Sixteen windows of `text`, in batches of four."""
+    from .errors import ConfigError
+    from .importance import tokenize
+    from .train.text import load_text
+
+    if tokenizer is None:
+        raise ConfigError("layers are measured on text, but the model has no tokenizer; name them by hand")
+    return tokenize(tokenizer, load_text(text).train[:64], length=window)[:4]
+
+
+def require_free(output: Path, force: bool) -> None:
+    """Raise if `output` holds a model or an adapter that nobody allowed to write over."""
+    held = any((output / name).exists() for name in ("config.json", "adapter_config.json"))
+    if held and not force:
+        raise FileExistsError(f"{output} already holds a model; choose another folder or add --force")
+
+
+def save(model: Any, tokenizer: Any, output: Path) -> None:
+    """Write beside the output, then move: a full disk or a kill leaves no half a model."""
+    from .files import filling
+
+    with filling(output) as part:
+        model.save_pretrained(part)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+
+
+def print_json(values: Any) -> None:
+    """The only thing a command with --json writes to the standard output."""
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+def print_table(*parts: Table | str) -> None:
+    """Tables and texts on the standard output; brackets in a text are no markup."""
+    for part in parts:
+        text = isinstance(part, str)
+        Console().print(part, highlight=False, markup=not text, soft_wrap=text)
+
+
+def tell(text: str) -> None:
+    """A line beside the results, on the standard error."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def numbers_table(first: str, *columns: str) -> Table:
+    """A table whose first column is names and whose others are numbers."""
+    table = Table(first)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def user_errors() -> tuple[type[BaseException], ...]:
+    """What is the user's to mend, and is told in a line without a traceback."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
+
+    from .errors import ShareError
+
+    return (ShareError, OSError, ValueError, SafetensorError, HfHubHTTPError)

@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""The scan behind `hf-share plan MODEL`, and the proposal it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .cli_common import calibration, load, numbers_table, print_json, print_table, tell
+
+
+def scan_model(
+    name: str,
+    target: str | None,
+    output: Path | None,
+    plot: Path | None,
+    text: str,
+    stack: str | None,
+    measures: list[str] | None,
+    as_json: bool,
+) -> None:
+    """Print what a model's layers measure, draw it, and propose a plan for `target`."""
+    from .errors import ConfigError
+    from .scan import scan
+
+    if output is not None and target is None:
+        raise ConfigError("--output is of a plan: say how small with --target-bytes, or name a --method")
+    model, tokenizer = load(name, "auto")
+    data = measured_on(model, tokenizer, text)
+    found = scan(model, data, stack, measures)
+    made = None if target is None else proposal(model, target, data, stack)
+    if plot is not None:
+        found.plot(plot)
+    if made is not None and output is not None:
+        write_plan(made, output)
+    if as_json:
+        print_json({"scan": found.to_dict(), "proposal": None if made is None else made.to_dict()})
+        return
+    print_table(f"{found.model}, stack {found.stack}", *_layers(found), *_roles(found))
+    for measure, reason in found.missing.items():
+        tell(f"no {measure}: {reason}")
+    if made is not None:
+        print_table(*told(made), str(made.plan))
+        if output is not None:
+            tell(f"apply it: hf-share share {name} --plan {output} -o small")
+
+
+def measured_on(model: Any, tokenizer: Any, text: str) -> Any:
+    """Windows of the text, no longer than the model reads."""
+    if text == "stdlib":
+        tell("measured on Python's standard library; text like the model's own, --text FILE, is better")
+    most = getattr(model.config, "max_position_embeddings", None) or 256
+    return calibration(tokenizer, text, min(256, most))
+
+
+def proposal(model: Any, target: str, data: Any, stack: str | None = None) -> Any:
+    from .propose import propose
+
+    return propose(model, target, data, stack)
+
+
+def write_plan(made: Any, output: Path) -> None:
+    from .files import write_text
+
+    write_text(output, made.plan.to_json(indent=2))
+
+
+def told(made: Any) -> tuple[str, Table, str]:
+    """Asked and got, the trials as a table, and the reason for the choice."""
+    title = f"asked {size(made.limit, made.dense)}, got {size(made.chosen.bytes, made.dense)}"
+    table = numbers_table("plan", "layers stored", "depths run", "size", "KL to dense, nats a token")
+    for trial in made.trials:
+        chosen = " (chosen)" if trial is made.chosen else ""
+        cells = (str(trial.stored), str(trial.visits), size(trial.bytes, made.dense), f"{trial.distance:.3f}")
+        table.add_row(f"{trial}{chosen}", *cells)
+    return title, table, made.why
+
+
+def size(count: int, dense: int) -> str:
+    """`16.5 MB (0.600 of dense)`."""
+    from .describe import readable
+
+    return f"{readable(count)} ({count / dense:.3f} of dense)"
+
+
+def _layers(found: Any) -> Iterator[Table]:
+    columns = [name for name in ("influence", "drift", "heads") if getattr(found, name) is not None]
+    if not columns:
+        return
+    heads = {"influence": "block influence", "drift": "KL to the next layer", "heads": "most alike by heads"}
+    table = numbers_table("layer", *(heads[name] for name in columns))
+    rows = {name: list(_cells(found, name)) for name in columns}
+    for layer in range(found.depth):
+        table.add_row(str(layer), *(rows[name][layer] for name in columns))
+    yield table
+
+
+def _cells(found: Any, name: str) -> Iterator[str]:
+    if name == "influence":
+        yield from (f"{value:.4f}" for value in found.influence)
+    elif name == "drift":
+        yield from (*(f"{value:.4f}" for value in found.drift), "")
+    else:
+        for layer, row in enumerate(found.heads):
+            near = max((x for x, v in enumerate(row) if x != layer and v is not None), key=row.__getitem__,
+                       default=None)  # fmt: skip
+            yield "" if near is None else f"{near} ({row[near]:.3f})"
+
+
+def _roles(found: Any) -> Iterator[Table | str]:
+    if not found.spectrum:
+        return
+    yield "share of the rank that holds 90 % of the energy"
+    table = numbers_table("role", "least", "mean", "most")
+    for role, row in found.spectrum.items():
+        values = [v for v in row if v is not None]
+        numbers = (min(values), sum(values) / len(values), max(values))
+        table.add_row(role, *(f"{v:.3f}" for v in numbers))
+    yield table

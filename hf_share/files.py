@@ -1,0 +1,40 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files appear whole or not at all: each is written beside its place and moved there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write `text`, ending in one newline, in place of what `path` held."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return part.replace(path)
+
+
+@contextmanager
+def filling(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder beside `folder` to write into; its files move there when the block ends, and none do if it
+    raises.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
+        yield Path(part)
+        folder.mkdir(exist_ok=True)
+        new = {file.name for file in Path(part).iterdir()}
+        for old in folder.glob("*.safetensors*"):
+            if old.name not in new:
+                old.unlink()  # a shard of the model that stood here would be taken for one of this
+        # config.json goes last: a folder without it is no model
+        for file in sorted(Path(part).iterdir(), key=lambda f: f.name == "config.json"):
+            shutil.move(str(file), folder / file.name)

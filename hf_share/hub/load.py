@@ -1,0 +1,87 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""A model by its name, whatever lies there: a checkpoint, shared or not, or an adapter with its base.
+
+    tiny-story            a folder or a Hub id
+    tiny-story@loops=1    an elastic model at one of its choices
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+import yaml
+from peft import PeftConfig, PeftModel
+from transformers.utils import find_adapter_config_file
+
+from ..elastic import choose
+from ..errors import ConfigError, unknown
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_model(name: str, dtype: str = "auto") -> Any:
+    """The model called `name`, by the class its config names."""
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES, ConfigError)
+    place, settings = split_choice(name)
+    if Path(place).is_file():
+        raise ConfigError(f"{place} is a file, which holds no weights; give the model's folder or Hub id")
+    base = adapter_base(place)
+    config = transformers.AutoConfig.from_pretrained(base or place)
+    named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+    auto = getattr(transformers, named, transformers.AutoModel)
+    model: Any = auto.from_pretrained(base or place, dtype=dtype)
+    if base is not None:
+        model = PeftModel.from_pretrained(model, place)
+    return choose(model, **settings) if settings else model
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that lies with a model, or with the base of an adapter; None if there is none."""
+    place, _ = split_choice(name)
+    for where in (place, adapter_base(place)):
+        try:
+            if where is not None:
+                return transformers.AutoTokenizer.from_pretrained(where)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def split_choice(name: str) -> tuple[str, dict[str, Any]]:
+    """`"small@loops=1,rank=4"` -> `("small", {"loops": 1, "rank": 4})`."""
+    place, mark, given = name.rpartition("@")
+    if not mark or "=" not in given:
+        return name, {}
+    settings = {}
+    for pair in given.split(","):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"{pair!r} of {name!r} is not a choice such as loops=1")
+        settings[key] = yaml.safe_load(value)
+    return place, settings
+
+
+def adapter_base(place: str) -> str | None:
+    """Where the base of the adapter at `place` is; None for a checkpoint, even one with an adapter beside."""
+    try:
+        transformers.AutoConfig.from_pretrained(place)
+        return None
+    except (OSError, ValueError) as error:
+        if not _is_adapter(place):
+            raise OSError(f"no model at {place!r}: {error}") from None
+    config: Any = PeftConfig.from_pretrained(place)
+    if not config.base_model_name_or_path:
+        raise ConfigError(f"the adapter at {place!r} does not say which model it is for")
+    return config.base_model_name_or_path
+
+
+def _is_adapter(place: str) -> bool:
+    try:
+        return find_adapter_config_file(place) is not None
+    except (OSError, ValueError):
+        return False

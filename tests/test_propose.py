@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""A plan for a number of bytes: the file keeps to it, the nearest plan wins, and the model is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import zoo
+from transformers import AutoModelForCausalLM
+
+import hf_share
+from hf_share import ConfigError, Refused
+from hf_share.filesize import file_size, parse_target
+
+
+GB, GIB = 10**9, 2**30
+TEXT = [torch.randint(3, zoo.VOCAB, (2, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen2", "bert"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["dense", "fold", "lora"])
+def test_the_size_is_that_of_the_file(arch, tied, kind, tmp_path):
+    model = zoo.build(arch, tie_word_embeddings=tied)
+    if kind == "fold":
+        model = hf_share.share(model, hf_share.FoldConfig(group_size=2))
+    if kind == "lora":
+        model = hf_share.share(model, hf_share.ShareLoraConfig(r=2, target_modules="all-linear"))
+    model.save_pretrained(tmp_path)
+    written = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert abs(file_size(model) - written) <= 16, "offsets in the header may have a digit more"
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes"),
+    [("0.6", 600), (0.6, 600), ("60%", 600), ("1", 1000), ("4GB", 4 * GB), ("4 gb", 4 * GB),
+     ("4GiB", 4 * GIB), ("1.5kB", 1500), ("700B", 700)],
+)  # fmt: skip
+def test_targets(text, bytes):
+    assert parse_target(text, 1000) == bytes
+
+
+@pytest.mark.parametrize("text", ["", "much", "0", "-1", "1.5", "7000", "4XB", "120%", "nan", "inf", "GB"])
+def test_what_is_no_target(text):
+    with pytest.raises(ConfigError, match="fits nothing"):
+        parse_target(text, 1000)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_the_file_keeps_to_the_target_and_uses_it(arch, tmp_path):
+    model = zoo.build(arch)
+    dense = file_size(model)
+    made = hf_share.propose(model, 0.7, TEXT)
+    assert {t.removed + t.stored for t in made.trials} <= {3, 4, 2} and made.limit == int(0.7 * dense)
+    assert made.chosen.distance == min(t.distance for t in made.trials)
+    hf_share.share(model, made.plan).save_pretrained(tmp_path)
+    written = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert abs(written - made.chosen.bytes) <= 16 and written <= made.limit
+    layer = sum(p.numel() * 4 for p in model.base_model.get_submodule("layers" if arch == "llama" else "h")[0]
+                .parameters())  # fmt: skip
+    assert written > made.limit - 1.1 * layer, "one layer more would not fit"
+
+
+def test_distances_are_those_of_the_shared_model():
+    model = zoo.build("llama")
+    for trial in hf_share.propose(model, 0.7, TEXT).trials:
+        shared = hf_share.share(zoo.build("llama"), trial.plan)
+        told = []
+        for ids in TEXT:
+            p, q = (zoo.logits(m, input_ids=ids).log_softmax(-1) for m in (model, shared))
+            told.append(float((p.exp() * (p - q)).sum(-1).mean()))
+        assert trial.distance == pytest.approx(sum(told) / len(told), rel=1e-4)
+        assert trial.visits - trial.stored + trial.removed == 4 - trial.stored
+
+
+def test_the_model_is_left_alone():
+    model, fresh = zoo.build("llama").train(), zoo.build("llama")
+    hf_share.propose(model, "60%", TEXT)
+    assert model.training and model.config.to_dict() == fresh.config.to_dict()
+    assert hf_share.describe(model).plan is None
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_out_of_reach_names_the_smallest():
+    with pytest.raises(ConfigError, match="out of reach.*smallest file has") as error:
+        hf_share.propose(zoo.build("llama"), 0.01, TEXT)
+    smallest = float(str(error.value).split(" of the dense")[0].rsplit(" ", 1)[1])
+    assert hf_share.propose(zoo.build("llama"), smallest, TEXT).chosen.stored == 1
+
+
+def test_what_cannot_be_proposed_for():
+    with pytest.raises(ConfigError, match="asks for no less"):
+        hf_share.propose(zoo.build("llama"), 1.0, TEXT)
+    with pytest.raises(ConfigError, match="already"):
+        hf_share.propose(hf_share.share(zoo.build("llama"), hf_share.FoldConfig(group_size=2)), 0.5, TEXT)
+    with pytest.raises(ConfigError, match="stack"):
+        hf_share.propose(zoo.build("t5"), 0.8, TEXT)
+    with pytest.raises(Refused, match="with its head"):
+        hf_share.propose(zoo.build("llama").base_model, 0.8, TEXT)
+
+
+def test_an_owner_of_the_stack_stays():
+    made = hf_share.propose(zoo.build("t5"), 0.8, TEXT, stack="encoder.block")
+    assert all(0 in t.plan.arranges[0].members for t in made.trials)
+    assert [t.removed for t in made.trials] == [0], "T5 counts its decoder's cache by the encoder"
+
+
+def test_a_proposal_is_plain_json_and_its_plan_reads_back(tmp_path):
+    import json
+
+    made = hf_share.propose(zoo.build("llama"), 0.7, TEXT)
+    told = json.loads(json.dumps(made.to_dict()))
+    assert hf_share.SharePlan.from_dict(told["plan"]) == made.plan
+    assert told["bytes"]["got"] <= told["bytes"]["asked"] < told["bytes"]["dense"]
+    shared = hf_share.share(zoo.build("llama"), made.plan)
+    shared.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(zoo.logits(again), zoo.logits(shared))
