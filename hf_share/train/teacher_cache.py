@@ -88,8 +88,8 @@ class TeacherCache:
         folder.mkdir(parents=True, exist_ok=True)
         known = {"of": of, "count": count, "context": context, "vocabulary": vocabulary, "top_k": top_k}
         _claim(folder / "cache.json", {**known, **({"temperature": temperature} if top_k else {})})
-        flags, names = os.O_RDWR | os.O_CREAT, ("records.bin", "whole.bin")
-        self.records, self.whole = (os.open(folder / name, flags, 0o666) for name in names)
+        files = (folder / "records.bin", folder / "whole.bin")
+        self.records, self.whole = (os.open(file, os.O_RDWR | os.O_CREAT, 0o666) for file in files)
 
     def get(self, index: Sequence[int], ask: Callable[[], Tensor]) -> Tensor | TopLogits:
         """The teacher's logits of some windows, from the disk or else from `ask`, a pass over all of them."""
