@@ -15,7 +15,8 @@ from .cli_common import AsJson, Dtype, numbers_table, print_json, print_table, t
 Models = Annotated[
     list[str],
     typer.Argument(
-        help="Hub ids or folders; small@loops=1 is an elastic model at a choice.", show_default=False
+        help="Hub ids or folders; small@loops=1 is an elastic model at a choice, small@quant=nf4 a model in "
+        "4 bits (or int8).", show_default=False
     ),
 ]
 Tasks = Annotated[

@@ -337,3 +337,18 @@ def test_the_registered_model_takes_a_choice(place, tmp_path):
     made = lm.ShareLM.create_from_arg_string(f"pretrained={tmp_path / 'loop'}@loops=1", {"device": "cpu"})
     half = hf_share.choose(tf.AutoModelForCausalLM.from_pretrained(tmp_path / "loop"), loops=1).eval()
     assert torch.equal(zoo.logits(made.model), zoo.logits(half))
+
+
+def test_a_model_is_measured_with_its_weights_quantised(place):
+    """Shared or not: fewer bytes, near numbers, and tied layers stay tied."""
+    names = ["dense", "dense@quant=nf4", "small", "small@quant=nf4", "small@quant=int8"]
+    report = hf_share.evaluate([str(place / name) for name in names], text=STORY * 3, dtype="float32")
+    found = {m.name: m for m in report.models}
+    assert list(found) == names
+    for name in ("dense", "small"):
+        assert found[f"{name}@quant=nf4"].bytes < found[name].bytes
+        near = found[f"{name}@quant=nf4"].perplexity.nll - found[name].perplexity.nll
+        assert 0 < abs(near) < 0.5
+    assert found["small@quant=nf4"].bytes < found["dense@quant=nf4"].bytes
+    with pytest.raises(hf_share.ConfigError, match="unknown quant 'nf5'.*'nf4'"):
+        hf_share.evaluate(str(place / "dense@quant=nf5"), text=STORY)

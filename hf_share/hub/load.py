@@ -4,6 +4,7 @@
 
     tiny-story            a folder or a Hub id
     tiny-story@loops=1    an elastic model at one of its choices
+    tiny-story@quant=nf4  with its weights quantised while it loads; tied ones stay tied
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from transformers.utils import find_adapter_config_file
 
 from ..elastic import choose
 from ..errors import ConfigError, unknown
+from ..guards import never_repack
 
 
+QUANTS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "int8": {"load_in_8bit": True},
+}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -34,10 +40,26 @@ def load_model(name: str, dtype: str = "auto") -> Any:
     config = transformers.AutoConfig.from_pretrained(base or place)
     named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     auto = getattr(transformers, named, transformers.AutoModel)
-    model: Any = auto.from_pretrained(base or place, dtype=dtype)
+    quantised = _quantised(config, base or place, settings.pop("quant", None))
+    model: Any = auto.from_pretrained(base or place, dtype=dtype, **quantised)
+    never_repack(model)  # what is measured is what a file would hold
     if base is not None:
         model = PeftModel.from_pretrained(model, place)
     return choose(model, **settings) if settings else model
+
+
+def _quantised(config: Any, place: str, kind: str | None) -> dict[str, Any]:
+    """What `from_pretrained` takes to quantise the weights it loads."""
+    if kind is None:
+        return {}
+    if kind not in QUANTS:
+        raise unknown("quant", kind, QUANTS, ConfigError)
+    numbers = transformers.BitsAndBytesConfig(**QUANTS[kind])
+    if getattr(config, "quantization_config", None) is None:
+        return {"quantization_config": numbers}
+    from .record import inner_config  # which reads the places of models, too
+
+    return {"config": inner_config(place, numbers)}
 
 
 def load_tokenizer(name: str) -> Any:
