@@ -20,6 +20,7 @@ TASKS = {
     "finetune": "Train an adapter of any method on text, instructions or chats.",
     "heal": "Give a shared model back what sharing cost, by text and by the model it was made of.",
     "early_exit": "Teach a recursive model to stop after each of its loops.",
+    "elastic": "Teach all subnets of one model at once: 2, 3 and 4 bits, or ranks.",
 }
 # every word after the task is the task's own, --help too: its settings are its options
 _ITS_OWN = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -19,6 +19,7 @@ from hf_share.cli import app
 from hf_share.cli_train import TASKS as COMMANDS
 from hf_share.train import settings as of
 from hf_share.train.early_exit import EarlyExitConfig
+from hf_share.train.elastic import ElasticRunConfig
 from hf_share.train.finetune import FinetuneConfig
 from hf_share.train.heal import HealConfig
 from hf_share.train.main import TASKS, main
@@ -26,7 +27,7 @@ from hf_share.train.pretrain import PretrainConfig, train_tokenizer
 from hf_share.train.settings import Settings
 
 
-CONFIGS = {c.TASK: c for c in (EarlyExitConfig, FinetuneConfig, HealConfig, PretrainConfig)}
+CONFIGS = {c.TASK: c for c in (EarlyExitConfig, ElasticRunConfig, FinetuneConfig, HealConfig, PretrainConfig)}
 RUN_ONLY = {"save_steps", "eval_steps"}  # a call from Python keeps no checkpoints unless it asks
 
 

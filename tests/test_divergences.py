@@ -94,7 +94,7 @@ def test_equal_distributions_have_no_distance_and_no_gradient():
 
 
 def test_the_trainer_takes_a_divergence(tmp_path):
-    student, teacher = build("llama"), build("llama", hidden_size=64)
+    student, teacher = build("llama").train(), build("llama", hidden_size=64)
     ids = torch.stack([row["input_ids"] for row in rows(3, 9)])
     arguments = tf.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
     run = DistillTrainer(

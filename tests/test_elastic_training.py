@@ -131,7 +131,7 @@ def test_every_micro_step_trains_its_subnets_and_gives_the_choice_back(accumulat
     for step in range(3):
         for micro in range(accumulate):
             found += [(True, asked(s, model)) for s in run.sampler.subnets(step, micro)]
-        found += [(False, dict.fromkeys(widths(model), 3))]  # the evaluation
+        found += [(False, dict.fromkeys(widths(model), b)) for b in (4, 3, 2)]  # the evaluation
     assert seen == found
     assert set(widths(model).values()) == {3}
 
@@ -231,8 +231,14 @@ def test_a_single_subnet_listens_to_the_largest_in_place(tmp_path):
     torch.testing.assert_close(loss, distillation_loss(own, largest, IDS[:4], 1.0, 1.0, 40))
     assert float(loss) > 0
     run.model.eval()
-    alone = run.compute_loss(model, dict(BATCH), num_items_in_batch=40)  # an evaluation has no teacher then
-    torch.testing.assert_close(alone, distillation_loss(largest, None, IDS[:4], 0.0, 1.0, 40))
+    with torch.no_grad():
+        mean, outputs = run.compute_loss(model, dict(BATCH), return_outputs=True, num_items_in_batch=40)
+        each = []
+        for b in (4, 3, 2):
+            with chosen(model, bits=b):
+                each.append(distillation_loss(model(**BATCH).logits, None, IDS[:4], 0.0, 1.0, 40))
+    torch.testing.assert_close(mean, torch.stack(each).mean())
+    assert torch.equal(outputs.logits, largest)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -356,6 +362,8 @@ def test_a_dense_model_is_made_elastic_first_and_teaches(tmp_path):
     model, teacher = load(config)
     assert hf_share.choices(model) == {"bits": (2, 4)} and same(state(model), state(load(config)[0]))
     assert torch.equal(logits(teacher), logits(dense))
+    with pytest.raises(ConfigError, match=r"has one size only; structure=\{method: elastic\}"):
+        load(ElasticRunConfig(model=str(tmp_path / "dense")))
     model.save_pretrained(tmp_path / "elastic")
     own = {"model": str(tmp_path / "elastic")}
     assert load(ElasticRunConfig(**own, teacher="largest"))[1] == "largest"

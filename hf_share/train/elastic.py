@@ -21,14 +21,15 @@ Those of a paper whose structure is at hand choose that, too (`hf_share/methods/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from ..config import ShareConfig
-from ..elastic import chosen
+from ..elastic import choices, chosen
 from ..errors import ConfigError, unknown
 from ..eval.perplexity import Perplexity, perplexity
 from ..importance import tokenize
@@ -36,11 +37,14 @@ from ..modules import Share, Store
 from ..share import share
 from ..ties import attached
 from .arguments import RunConfig, training_arguments
-from .distill import StopAfter
+from .data import prepare, split
 from .divergences import Divergence, make_divergence
 from .elastic_trainer import LARGEST, PARTS, ElasticTrainer, space
+from .fsdp import blueprint, whole
+from .output import save_output, say
+from .run import run
 from .samplers import Sampler, make_sampler
-from .text import Windows
+from .text import as_rows, target_bytes
 
 
 DENSE, NONE = "dense", "none"
@@ -81,6 +85,8 @@ class ElasticRunConfig(RunConfig):
     distill: dict = field(default_factory=dict)  # {kind: kl, weight: 0.5, temperature: 1}
     teacher: str = ""  # dense: the model `structure` takes; largest: of the subnets; none; or a model's name
     output: str = "runs/elastic"
+
+    TASK: ClassVar[str] = "elastic"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,6 +141,10 @@ def load(config: ElasticRunConfig, tokenizer: Any = None, texts: Any = ()) -> tu
     """
     model, teacher = _read(config.model), config.asked["teacher"]
     if not config.structure:
+        if not choices(model):
+            raise ConfigError(
+                f"{config.model} has one size only; structure={{method: elastic}} gives it several"
+            )
         if teacher == DENSE:
             raise ConfigError(
                 f"{config.model} is taken as it is, so its teacher is not at hand: name the dense model it "
@@ -158,18 +168,18 @@ def _read(name: str) -> Any:
 
 def train_elastic(
     model: PreTrainedModel,
-    windows: Tensor,
+    data: Any,
     teacher: nn.Module | str | None = None,
     config: ElasticRunConfig | None = None,
-    **trainer: Any,
+    validation: Any = None,
 ) -> nn.Module:
     """Train all subnets of an elastic model, in place, and return it at the choice it had.
 
     Args:
         model: a model with choices (`hf_share.choices`), such as `share(model, ElasticConfig())`.
-        windows: token ids to train on, int64 of shape (n, context).
+        data: token ids to train on, int64 of shape (n, context), or a stream of such rows.
         teacher: the dense model, "largest", or None.
-        trainer: more for `transformers.Trainer` (callbacks, an evaluation set, other `args`).
+        validation: as `data`, to choose the best step by (`eval_steps`).
 
     Example:
         >>> model = train_elastic(elastic, windows(tokenizer, text.train, 256), dense)  # doctest: +SKIP
@@ -179,19 +189,21 @@ def train_elastic(
     cached = getattr(model.config, "use_cache", True)
     only_rules_train(model)
     divergence, numbers = config.loss()
-    stop = [StopAfter(config.minutes)] if config.minutes else []
-    run = ElasticTrainer(
+    trainer = ElasticTrainer(
         model=model,
-        train_dataset=Windows(windows),
+        args=training_arguments(config, evaluates=validation is not None),
+        train_dataset=as_rows(data),
+        eval_dataset=as_rows(validation),
         sampler=config.sampler_for(model),
         teacher=teacher,
         divergence=divergence,
-        callbacks=[*stop, *trainer.pop("callbacks", ())],
-        **{"args": training_arguments(config), **numbers, **trainer},
+        **numbers,
     )
-    run.train()
-    model.config.use_cache = cached  # Trainer turned it off
-    return model.eval()
+    twin = blueprint(trainer)
+    run(trainer, config)
+    trained = whole(trainer, twin)
+    trained.config.use_cache = cached  # Trainer turned it off
+    return trained.eval()
 
 
 def only_rules_train(model: nn.Module) -> None:
@@ -203,7 +215,7 @@ def only_rules_train(model: nn.Module) -> None:
                 parameter.requires_grad_(True)
 
 
-def perplexities(model: PreTrainedModel, windows: Tensor, **args: Any) -> list[tuple[str, Perplexity]]:
+def perplexities(model: Any, windows: Tensor, **args: Any) -> list[tuple[str, Perplexity]]:
     """Perplexity of the subnets that have one value everywhere, by name, largest first."""
     found = []
     for subnet in make_sampler("every", space(model, "model")).subnets(0):
@@ -211,3 +223,24 @@ def perplexities(model: PreTrainedModel, windows: Tensor, **args: Any) -> list[t
             name = ", ".join(f"{choice}={value}" for choice, value in subnet.choices.items())
             found.append((name, perplexity(model, windows, **args)))
     return found
+
+
+HELP = """Make a model elastic, train all its subnets in one run, and save one elastic checkpoint. MODEL is
+dense or, without `structure`, elastic already. Prints what held-out text costs at each width before and
+after."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = ElasticRunConfig.from_command_line(HELP, arguments)
+    config.need_model("the model to make elastic, or an elastic checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    parts = split(config)
+    model, teacher = load(config, tokenizer, parts.train)
+    data = prepare(config, tokenizer, parts)
+    size = target_bytes(tokenizer, data.test)
+    for name, found in perplexities(model, data.test, text_bytes=size):
+        say(f"before, {name}: {found}")
+    trained = train_elastic(model, data.train, teacher, config, data.validation)
+    for name, found in perplexities(trained, data.test, text_bytes=size):
+        say(f"after,  {name}: {found}")
+    save_output(trained, tokenizer, config.output)

@@ -3,7 +3,7 @@
 """Training an elastic model: each micro-step sets the subnets that a sampler gives for it.
 
 The choice is held through the backward pass, so that gradient checkpointing recomputes the same subnet, and
-taken back after it: evaluations and checkpoints see the choice the model had. What a subnet does not use has
+taken back after it: checkpoints have the choice the model had. What a subnet does not use has
 no gradient (None, not zero), so that the optimizer leaves its moments alone; under DDP that takes
 `find_unused_parameters`, which is turned on.
 
@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from ..elastic import bindings, choices, chosen
 from ..errors import ConfigError, Refused, unknown
 from .distill import DistillTrainer
-from .samplers import Sampler, Space, Subnet
+from .samplers import Sampler, Space, Subnet, make_sampler
 
 
 LARGEST = "largest"
@@ -120,6 +120,7 @@ class ElasticTrainer(DistillTrainer):
         other = teacher if isinstance(teacher, nn.Module) else None
         super().__init__(*args, teacher=other, kd_weight=kd_weight, **kwargs)
         self.in_place, self.listens, self.sampler = teacher == LARGEST, kd_weight, sampler
+        self.each = make_sampler("every", sampler.space).subnets(0)
         self.position = Position()
         self.add_callback(self.position)
         self._subnet: Subnet | None = None
@@ -150,18 +151,31 @@ class ElasticTrainer(DistillTrainer):
         if self.in_place and self.kd_weight and self._heard is None:
             self._heard = self._of_largest(model, features)
         loss, outputs = super().loss_of(model, features, labels, count)
-        if subnet is None:  # an evaluation
+        if subnet is None:
             return loss, outputs
         if self.in_place and subnet.largest:
             self._heard = outputs.logits.detach(), None
         return subnet.weight * loss, outputs
+
+    def evaluated(
+        self, model: nn.Module, features: dict[str, Any], labels: Tensor, count: Any
+    ) -> tuple[Tensor, Any]:
+        """What the best step is chosen by: mean cross-entropy of the subnets of one value everywhere. The
+        outputs are the largest one's.
+        """
+        plain, found = self.accelerator.unwrap_model(model), []
+        for subnet in self.each:
+            with chosen(plain, **subnet.choices):
+                loss, outputs = super().evaluated(model, dict(features), labels, count)
+            found.append((subnet.weight * loss, outputs))
+        return torch.stack([loss for loss, _ in found]).sum(), found[0][1]
 
     @torch.no_grad()
     def _of_largest(self, model: nn.Module, features: dict[str, Any]) -> tuple[Any, Any]:
         with chosen(self.accelerator.unwrap_model(model), **self.sampler.space.end(-1)):
             return model(**features).logits, None
 
-    def _taught(self, features: dict[str, Any], index: Any = None) -> tuple[Any, Any]:
+    def _taught(self, features: dict[str, Any], index: Tensor | None) -> tuple[Any, Any]:
         """One pass of the teacher serves all subnets of a batch."""
         if self._subnet is None:
             return super()._taught(features, index)

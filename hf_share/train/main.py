@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ..errors import ConfigError, unknown
 
 
-TASKS = ("early_exit", "finetune", "heal", "pretrain")
+TASKS = ("early_exit", "elastic", "finetune", "heal", "pretrain")
 
 
 def main(task: str, arguments: Sequence[str] | None = None) -> None:

@@ -27,6 +27,7 @@ import hf_share
 from hf_share.train import checkpoints
 from hf_share.train.data import prepare, split
 from hf_share.train.early_exit import EarlyExitConfig, train_exits
+from hf_share.train.elastic import ElasticRunConfig, train_elastic
 from hf_share.train.finetune import FinetuneConfig, finetune
 from hf_share.train.heal import HealConfig, heal
 from hf_share.train.pretrain import PretrainConfig, pretrain, train_tokenizer
@@ -72,6 +73,14 @@ def healed(folder: Path, text: dict[str, Any]) -> Any:
     return heal(small, got.train, model(), config, got.validation)
 
 
+def elastic(folder: Path, text: dict[str, Any]) -> Any:
+    config = ElasticRunConfig(output=str(folder), accumulation=2, **text, **SHORT)
+    got = data(config)
+    torch.manual_seed(3)
+    made = hf_share.share(model(), hf_share.ElasticConfig(group_size=16, lora_dropout=0.2))
+    return train_elastic(made, got.train, model(), config, got.validation)
+
+
 def exits(folder: Path, text: dict[str, Any]) -> Any:
     config = EarlyExitConfig(output=str(folder), **text, **SHORT)
     got = data(config)
@@ -90,6 +99,7 @@ def pretrained(folder: Path, text: dict[str, Any]) -> Any:
 
 RUNS: dict[str, Callable[..., Any]] = {
     "finetune": finetuned, "stream": streamed, "heal": healed, "early_exit": exits, "pretrain": pretrained,
+    "elastic": elastic,
 }  # fmt: skip
 
 
