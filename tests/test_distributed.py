@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from helpers import elements, shared, stored
 from torch import nn
 from zoo import build, logits
 
-from hf_share.train.fsdp import fsdp_units
+import hf_share
+from hf_share.train.fsdp import blueprint, fsdp_units
 
 
 pytestmark = pytest.mark.xdist_group("distributed")  # one launch for all
@@ -98,3 +100,9 @@ def test_units():
     plain.model.layers[3].input_layernorm.weight = plain.model.norm.weight
     assert [len(unit) for unit in fsdp_units(plain)] == [2, 1]
     assert fsdp_units(nn.Linear(2, 2)) == []
+
+
+def test_recipes_refuse_what_they_could_not_gather():
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3))
+    with pytest.raises(hf_share.Refused, match="FSDP2"):
+        blueprint(SimpleNamespace(accelerator=SimpleNamespace(state=state)))

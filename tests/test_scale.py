@@ -6,10 +6,12 @@ batch, equal order, rows of unequal length. What they save loads in one process,
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,29 +30,37 @@ WORKER = Path(__file__).parent / "workers" / "recipe.py"
 KINDS, WAYS = ("adapter", "folded", "recursive", "masa"), ("ddp", "fsdp2")
 
 
-def start(folder: Path, name: str, ways: tuple[str, ...], **env: str) -> tuple[subprocess.Popen, Path]:
-    log = folder / f"{name}.log"
-    known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2]), **env}
+def start(log: Path, worker: Path, *arguments: str, **env: str) -> tuple[subprocess.Popen, Path]:
+    path = os.pathsep.join([str(WORKER.parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
     with log.open("w") as out:
-        command = [sys.executable, str(WORKER), str(folder), *ways]
+        command = [sys.executable, str(worker), *arguments]
         return subprocess.Popen(command, env=known, stdout=out, stderr=subprocess.STDOUT), log
 
 
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("scale")
+def two(folder: Path, worker: Path, *arguments: str, **env: str) -> list[tuple[subprocess.Popen, Path]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    two = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    started = [start(folder, "one", ("single",))]
-    started += [start(folder, f"rank{r}", WAYS, RANK=str(r), LOCAL_RANK=str(r), **two) for r in range(2)]
+    known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", **env}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    return [start(folder / f"{r['RANK']}.log", worker, *arguments, **known, **r) for r in ranks]
+
+
+def finish(started: list[tuple[subprocess.Popen, Path]]) -> None:
     try:
         codes = [process.wait(timeout=540) for process, _ in started]
     finally:
         for process, _ in started:
             process.kill()
-    assert codes == [0, 0, 0], "\n".join(log.read_text()[-3000:] for _, log in started)
+    assert not any(codes), "\n".join(log.read_text()[-3000:] for _, log in started)
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scale")
+    one = start(folder / "one.log", WORKER, str(folder), "single")
+    finish([one, *two(folder, WORKER, str(folder), *WAYS)])
     return folder
 
 
@@ -115,3 +125,15 @@ def test_a_recipe_gives_back_the_whole_model(recipe, way, launch):
     else:
         model = tf.AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(logits(model.eval()), two["logits"])
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_zero_trains_what_one_process_trains(tmp_path):
+    """ZeRO-2 and ZeRO-3 on CPUs, over ties and stores."""
+    finish(two(tmp_path, WORKER.with_name("zero.py"), "2", "3", DS_ACCELERATOR="cpu"))
+    lines = [line for line in (tmp_path / "0.log").read_text().splitlines() if line.startswith("{")]
+    found = [json.loads(line) for line in lines]
+    assert [case["stage"] for case in found] == [2, 3]
+    for case in found:
+        assert case["losses"] == pytest.approx(case["expected"], rel=1e-5)
+        assert case["losses"][-1] < case["losses"][0] and case["error"] < 1e-5

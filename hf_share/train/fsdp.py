@@ -29,6 +29,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
+from ..errors import Refused
 from ..sites import stacks
 
 
@@ -97,6 +98,7 @@ def _upcast(unit: list[nn.Module]) -> None:
 
 def blueprint(trainer: Trainer) -> nn.Module | None:
     """Before training under FSDP2: the structure of the model with its ties, and no weights; else None."""
+    _refuse_zero3(trainer.accelerator)
     if not trainer.accelerator.is_fsdp2:
         return None
     model: Any = trainer.model
@@ -105,6 +107,15 @@ def blueprint(trainer: Trainer) -> nn.Module | None:
         for p in model.parameters()
     }
     return copy.deepcopy(model, dict(blank))
+
+
+def _refuse_zero3(accelerator: Accelerator) -> None:
+    plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise Refused(
+            "under ZeRO-3 no process holds the weights that this recipe has to return; take FSDP2 "
+            "(recipes/accelerate/fsdp2.yaml), ZeRO-2, or a script that saves by trainer.save_model"
+        )
 
 
 def whole(trainer: Trainer, twin: nn.Module | None) -> Any:
