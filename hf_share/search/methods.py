@@ -74,7 +74,7 @@ def sensitivity_knapsack_swaps(task: Task) -> Outcome:
     scores, start, front = _knapsack(task)
     best = swap_search(
         task.space, task.evaluate, start, task.budget, evaluations=task.evaluations, seed=task.seed,
-        table=scores, stages=GROWING, most_moves=3,
+        table=scores, stages=GROWING,
     )  # fmt: skip
     return Outcome(best=best, front=front)
 
