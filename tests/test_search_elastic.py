@@ -55,7 +55,8 @@ def test_a_search_keeps_its_budget_its_count_and_the_model(tmp_path):
     found = search(model, output=tmp_path)
     assert torch.equal(zoo.logits(model), before)
     assert found.best["name"] == "3.0-bits" and found.best["mean_bits"] <= 3.0
-    assert found.evaluations <= 2 * SITES + 1 + 12 and found.measured == found.evaluations
+    assert 2 * SITES + 1 < found.evaluations <= 2 * SITES + 1 + 12
+    assert found.measured > found.evaluations  # most swaps are looked at on a part of the text
     assert [list(row) for row in found.rows] == [KEYS] * len(found.rows)
     assert {"2.0-bits", "3.0-bits", "4.0-bits"} >= {row["name"] for row in found.rows}
     written = json.loads((tmp_path / "subnets.json").read_text())

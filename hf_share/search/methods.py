@@ -16,7 +16,7 @@ from .knapsack import ladder, solve
 from .nsga2 import nsga2
 from .sensitivity import Table, sensitivity
 from .space import Candidate, Space
-from .swaps import swap_search
+from .swaps import GROWING, swap_search
 
 
 DEFAULT = "sensitivity+knapsack+swaps"
@@ -74,7 +74,7 @@ def sensitivity_knapsack_swaps(task: Task) -> Outcome:
     scores, start, front = _knapsack(task)
     best = swap_search(
         task.space, task.evaluate, start, task.budget, evaluations=task.evaluations, seed=task.seed,
-        table=scores,
+        table=scores, stages=GROWING,
     )  # fmt: skip
     return Outcome(best=best, front=front)
 

@@ -26,6 +26,7 @@ from .space import Candidate, Space
 Stages = Sequence[tuple[int, float]]  # how many are looked at, on which share of the search data
 Move = Callable[[random.Random, Candidate], Candidate]
 ONE_AT_A_TIME: Stages = ((1, 1.0),)
+GROWING: Stages = ((16, 1 / 16), (4, 1 / 4), (1, 1.0))
 GIVE_UP = 200  # draws that gave nothing new
 
 
