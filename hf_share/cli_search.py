@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .cli_common import load
+
 
 Model = Annotated[
     str, typer.Argument(help="A Hub id or a folder with an elastic model.", show_default=False)
@@ -77,17 +79,21 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search the best subnet for a budget; a search that was stopped goes on where it was."""
+    from .errors import ConfigError
     from .search.budget import Budget
     from .search.run import search as run
 
     limits, folder = Budget.of(",".join(budget)), _folder(model, output)
-    loaded, tokenizer = _load(model, dtype), _tokenizer(model)
+    loaded, tokenizer = load(model, dtype)
+    if tokenizer is None:
+        raise ConfigError(f"a search reads text, but there is no tokenizer beside {model!r}")
     length = min(context, getattr(loaded.config, "max_position_embeddings", None) or context)
     chosen_on, reported_on = _documents(search_text, report_text)
     found = run(
         loaded, limits, _windows(tokenizer, chosen_on, length, search_tokens),
         _windows(tokenizer, reported_on, length, report_tokens), method=method, evaluations=evaluations,
-        rungs=rungs, teacher=None if teacher is None else _load(teacher, dtype), latency=_read(latency),
+        rungs=rungs, teacher=None if teacher is None else load(teacher, dtype, tokenizer=False)[0],
+        latency=_read(latency),
         batch=batch, seed=seed, output=folder,
     )  # fmt: skip
     if as_json:
@@ -129,26 +135,6 @@ def _windows(tokenizer: Any, documents: Sequence[str], length: int, tokens: int)
         if left <= 0:
             break
     return windows(tokenizer, enough, length)[: max(tokens // length, 1)]
-
-
-def _load(model: str, dtype: str) -> Any:
-    import transformers
-
-    try:
-        return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    except OSError as error:
-        raise OSError(f"no model at {model!r}: {error}") from None
-
-
-def _tokenizer(model: str) -> Any:
-    import transformers
-
-    from .errors import ConfigError
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError):
-        raise ConfigError(f"a search reads text, but there is no tokenizer beside {model!r}") from None
 
 
 def _read(latency: Path | None) -> Any:
