@@ -11,6 +11,7 @@ from .drift import kl_drift
 from .elastic import choices, choose, chosen
 from .errors import CheckpointError, ConfigError, PlanError, Refused, ShareError, SiteError
 from .estimate import Estimate, estimate
+from .extract import extract, subnet_config
 from .formed import form_weights
 from .gates import layer_gates
 from .hub.card import model_card
@@ -19,13 +20,16 @@ from .hub.record import inner_config
 from .hub.register import register
 from .importance import block_influence, rank_correlation, tokenize
 from .materialize import materialize
+from .merge import merge_deltas
 from .methods import discover
+from .methods.elastic import ElasticConfig
 from .methods.fold import FoldConfig
 from .methods.masa import MasaConfig
 from .methods.mos import MosConfig
 from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
+from .registry import subnets
 from .settle import settle
 from .share import compressed, share
 from .steps import Arrange, Generate, Insert
@@ -40,6 +44,7 @@ __all__ = [
     "Arrange",
     "CheckpointError",
     "ConfigError",
+    "ElasticConfig",
     "Estimate",
     "FoldConfig",
     "Generate",
@@ -61,15 +66,19 @@ __all__ = [
     "compressed",
     "describe",
     "estimate",
+    "extract",
     "form_weights",
     "inner_config",
     "kl_drift",
     "layer_gates",
     "materialize",
+    "merge_deltas",
     "model_card",
     "rank_correlation",
     "settle",
     "share",
+    "subnet_config",
+    "subnets",
     "to_lora",
     "tokenize",
 ]

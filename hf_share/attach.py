@@ -21,7 +21,7 @@ from . import depths, visits
 from .errors import PlanError, Refused, SiteError, unknown
 from .modules import Share, SharedLinear, Store, add_share
 from .plan import SharePlan
-from .rules import Rule, make_rule
+from .rules import Rule, site_rules, step_rule
 from .sites import STORES, Site, backbone, find_site, prefix, resolve, sites, store_groups
 from .steps import Generate
 from .ties import GUARD, Attached, attached, declare, guards, rebind
@@ -73,7 +73,7 @@ def bind(model: nn.Module, plan: SharePlan) -> nn.Module:
         ties.update({dot + t: dot + s for t, s in visits.ties(model, step).items()})
     for step in plan.generates:
         _bind_generate(model, step)
-        if make_rule(step.rule, step.args).kind == "replace":
+        if step_rule(step).kind == "replace":
             gone = {f"{dot}{name}.weight" for name in step.sites}
             ties = {target: source for target, source in ties.items() if target not in gone}
     whole = before.plan + plan if before else plan
@@ -104,7 +104,7 @@ def _check_generates(model: nn.Module, plan: SharePlan) -> None:
     made = _made(model)
     added = 0
     for step in plan.generates:
-        rule = make_rule(step.rule, step.args)
+        rule = step_rule(step)
         found = step_sites(index, step)
         if step.group in taken or step.group == GUARD:
             raise PlanError(f"the model already has a group {step.group!r}; choose another name")
@@ -113,6 +113,7 @@ def _check_generates(model: nn.Module, plan: SharePlan) -> None:
         if rule.kind == "replace":
             _check_visits(model, plan, step, found, index)
         rule.check(found)
+        site_rules(step)  # raises where a choice does not fit its site
         added += _size(rule.shared(found).values()) + sum(_size(rule.private(s).values()) for s in found)
     own = sum(p.numel() for p in model.parameters())
     if added > ALLOWED_GROWTH * max(own, 1_000_000):
@@ -136,7 +137,7 @@ def _made(model: nn.Module) -> dict[str, list[Made]]:
     record = attached(model)
     found: dict[str, list[Made]] = {}
     for step in record.plan.generates if record else ():
-        kind = make_rule(step.rule, step.args).kind
+        kind = step_rule(step).kind
         for name in step.sites:
             found.setdefault(name.partition(":")[0], []).append(Made(kind, name, step.group))
     return found
@@ -214,23 +215,23 @@ def _visited_sites(model: nn.Module, plan: SharePlan) -> dict[str, Site]:
 
 
 def _bind_generate(model: nn.Module, step: Generate) -> None:
-    rule = make_rule(step.rule, step.args)
+    rule = step_rule(step)
     found = step_sites({s.name: s for s in sites(model, parts=True)}, step)
     base = backbone(model)
     device, dtype = _placement(resolve(base, found[0].module))
-    shapes = rule.shared(found)
     store = None
-    if shapes:
-        store = _stores(model)[step.group] = Store(shapes, device=device, dtype=dtype)
-    for site in found:
+    if rule.shared(found):
+        store = _stores(model)[step.group] = Store.of(rule, found, device=device, dtype=dtype)
+    for site, own in zip(found, site_rules(step), strict=True):
         module = resolve(base, site.module)
         device, dtype = _placement(module)
-        share, constants = _share_of(base, site, module, rule), rule.constants(site, found)
-        share.bind(rule, site, step.group, store, constants, device=device, dtype=dtype)
+        share, constants = _share_of(base, site, module, rule), own.constants(site, found)
+        share.bind(own, site, step.group, store, constants, device=device, dtype=dtype)
 
 
 def _placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     tensor = next((p for p in (*module.parameters(), *module.buffers())), torch.empty(0))
+    tensor = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), tensor)
     dtype = tensor.dtype if tensor.dtype.is_floating_point else getattr(module, "compute_dtype", None)
     return tensor.device, dtype or torch.get_default_dtype()
 
@@ -240,8 +241,8 @@ def _share_of(base: nn.Module, site: Site, module: nn.Module, rule: Rule) -> Sha
     if isinstance(share, Share):
         return share
     if rule.kind == "replace":
-        bias = getattr(module, "bias", None)
-        new = SharedLinear(site.in_features, site.out_features, bias, type(module))
+        bias, dtype = getattr(module, "bias", None), _placement(module)[1]
+        new = SharedLinear(site.in_features, site.out_features, bias, type(module), dtype)
         new.train(module.training)
         path, _, leaf = site.module.rpartition(".")
         setattr(resolve(base, path), leaf, new)

@@ -4,13 +4,15 @@
 
 A rule may *form* what it multiplies with from what is stored: a pool's shards become factors, atoms become a
 weight. While nothing trains, what was formed may be kept, and is formed anew as soon as a stored tensor is
-another one or has been written to.
+another one or has been written to. What is formed of whole numbers alone is a constant of training, too; it
+is kept for every width that has been active.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +38,12 @@ class Binding:
     names: dict[str, str] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     keep: bool = False
-    _kept: Kept | None = field(default=None, repr=False)
+    _kept: dict[Rule, Kept] = field(default_factory=dict, repr=False)
+
+    @property
+    def stem(self) -> str:
+        """What the names of private tensors begin with: `q_` for a part of a fused weight."""
+        return f"{self.site.part.name}_" if self.site.part else ""
 
     def place(self, y: Tensor) -> Tensor:
         """Output (..., site's out) -> output of the whole fused weight."""
@@ -57,12 +64,22 @@ class Binding:
 
     def formed(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """What the rule's `weight` and `apply` take, from the stored tensors by the rule's names."""
-        if not self.keep or trains_or_compiles():
-            self._kept = None if torch.is_grad_enabled() else self._kept
+        constant = self.rule.frozen and not torch.compiler.is_compiling()
+        if not self.keep or (trains_or_compiles() and not constant):
+            if torch.is_grad_enabled():
+                self._kept.clear()
             return self._form(stored)
-        if self._kept is None or not self._kept.holds([self.rule], stored.values()):
-            self._kept = Kept([self.rule], stored.values(), self._form(stored))
-        return self._kept.value
+        kept = self._kept.get(self.rule)
+        if kept is None or not kept.holds([self.rule], stored.values()):
+            if not self.rule.frozen:
+                self._kept.clear()
+            with torch.inference_mode(False) if constant else nullcontext():  # a later pass may train
+                kept = self._kept[self.rule] = Kept([self.rule], stored.values(), self._form(stored))
+        return kept.value
+
+    def forget(self) -> None:
+        """Let go of what is kept."""
+        self._kept.clear()
 
     def _form(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
         if self.constants:
@@ -73,7 +90,7 @@ class Binding:
         return self.rule.form({**stored, **self.constants})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}  # copies and pickles form their own
+        return {**self.__dict__, "_kept": {}}  # copies and pickles form their own
 
 
 class Kept:
@@ -88,7 +105,7 @@ class Kept:
         now = list(stored)
         return (
             len(now) == len(self.seen)
-            and all(a is b for a, b in zip(self.rules, rules, strict=True))
+            and all(a is b or a == b for a, b in zip(self.rules, rules, strict=True))
             and all(ref() is t and v == t._version for (ref, v), t in zip(self.seen, now, strict=True))
         )
 

@@ -16,8 +16,9 @@ from typing import Any
 from torch import nn
 
 from .errors import PlanError
-from .modules import Share
+from .modules import Share, Store
 from .plan import SharePlan
+from .rules import step_rule
 from .sites import STORES, backbone, resolve, stacks, tensors
 from .steps import Arrange, Generate
 from .ties import attached
@@ -99,12 +100,14 @@ def describe(model: nn.Module | SharePlan) -> Description | str:
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     groups = [] if record is None else [g for step in record.plan.steps for g in _groups(plain, step)]
     unique = {id(p): p for p in model.parameters()}.values()
-    stored = sum(p.numel() for p in unique)
+    codes = [t for m in plain.modules() if isinstance(m, (Share, Store)) for t in m.buffers(recurse=False)]
+    frozen = {s.group for s in record.plan.generates if step_rule(s).frozen} if record else set()
+    stored = sum(p.numel() for p in unique) + sum(g.stored for g in groups if g.name in frozen)
     return Description(
         model=type(plain).__name__,
         stored=stored,
         used=stored + sum(g.saved for g in groups),
-        bytes=sum(p.numel() * p.element_size() for p in unique),
+        bytes=sum(t.numel() * t.element_size() for t in (*unique, *codes)),
         plan=None if record is None else record.plan,
         groups=tuple(groups),
         grids=_grids(plain, record.plan.arranges if record else ()),
@@ -140,7 +143,7 @@ def _arranged(model: nn.Module, step: Arrange) -> Iterable[Group]:
 
 
 def _generated(model: nn.Module, step: Generate) -> Group:
-    base = backbone(model)
+    base, frozen = backbone(model), step_rule(step).frozen
     store = getattr(base, STORES, {})
     once = sum(p.numel() for p in store[step.group].parameters()) if step.group in store else 0
     private = used = 0
@@ -150,10 +153,11 @@ def _generated(model: nn.Module, step: Generate) -> Group:
         assert isinstance(share, Share)
         binding = next(b for b in share.bindings if b.group == step.group and b.site.name == name)
         own = sum(getattr(share, a).numel() for a in binding.names.values())
+        whole = binding.site.in_features * binding.site.out_features
+        if frozen:  # a code for each weight, at the site or in the store
+            own, once = (whole, 0) if binding.names else (0, whole)
         private += own
-        makes = binding.rule.kind == "replace"
-        dense = binding.site.in_features * binding.site.out_features if makes else own + once
-        used += dense
+        used += whole if binding.rule.kind == "replace" else own + once
     return Group(name=step.group, places=step.sites, stored=once + private, used=used)
 
 

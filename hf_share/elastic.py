@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nested choices: a model may work at several sizes, and `choose` sets one in place.
 
-The choice of a low-rank rule is its `rank`: the first k rows of A and columns of B. The choice of a stack
-whose layers come round several times is its `loops`: the first k visits of each layer. The active choice
-stands in the plan, so it is saved and a reload has it. Switching copies and moves nothing.
+The choice of a low-rank rule is its `rank`: the first k rows of A and columns of B. The choice of a nested
+weight is its `bits`: the first planes of its code. The choice of a stack whose layers come round several
+times is its `loops`: the first k visits of each layer. Ranks and bits may differ from site to site. The
+active choice stands in the plan, so it is saved and a reload has it. Switching copies and moves nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,9 @@ from . import depths
 from .binding import Binding
 from .errors import ConfigError, unknown
 from .plan import SharePlan
-from .rules import with_choices
+from .registry import find, subnets
+from .rules import site_rules, step_rule, with_choices
+from .steps import Generate
 from .ties import attached, change_plan
 
 
@@ -44,27 +47,68 @@ def choices(model: nn.Module) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def choose(model: nn.Module, **settings: Any) -> nn.Module:
+def choose(
+    model: nn.Module, *, name: str | None = None, budget: str | None = None, **settings: Any
+) -> nn.Module:
     """Set a nested choice wherever it is offered, in place: `choose(model, rank=4)`, `choose(model,
-    loops=1)`; None is the full size.
+    loops=1)`; None is the full size. A mapping sets it site by site,
+    `choose(model, bits={"layers.0.mlp.up_proj": 2})`, and leaves the other sites as they are.
+
+    Args:
+        name: a subnet of the model's `subnets.json`, in place of settings.
+        budget: the best of those subnets within "3.0 bits" on average, or "1200000 bytes".
 
     Raises:
         ConfigError: if nothing in the model offers the choice, or not this value; nothing is changed then.
         Refused: if the model would take the active depths for others.
     """
-    offered = choices(model)
-    for name, value in settings.items():
-        if name not in offered:
-            raise unknown("choice", name, offered, ConfigError)
-        if value is not None and (isinstance(value, bool) or value not in offered[name]):
-            raise ConfigError(f"{name}={value!r} is not offered; this model has {_span(offered[name])}")
+    if name is not None or budget is not None:
+        if settings or (name is not None and budget is not None):
+            raise ConfigError("give a name, a budget or settings, not several of them")
+        settings = dict(find(subnets(model), name, budget)["choices"])
+    _check_settings(model, settings)
     now = _State(model)
     now.require(settings)
     for binding in bindings(model):
-        own = {k: v for k, v in settings.items() if k in binding.rule.choices()}
+        own = {k: _at(k, v, binding) for k, v in settings.items() if k in binding.rule.choices()}
+        own = {k: v for k, v in own.items() if v != getattr(binding.rule, k)}
         binding.rule = replace(binding.rule, **own) if own else binding.rule  # type: ignore[type-var]
     now.write(settings)
     return model
+
+
+def _check_settings(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    offered = choices(model)
+    for choice, value in settings.items():
+        if choice not in offered:
+            raise unknown("choice", choice, offered, ConfigError)
+        if isinstance(value, Mapping):
+            _check_sites(model, choice, value)
+        elif value is not None and (isinstance(value, bool) or value not in offered[choice]):
+            raise ConfigError(f"{choice}={value!r} is not offered; this model has {_span(offered[choice])}")
+
+
+def _at(name: str, value: Any, binding: Binding) -> Any:
+    """What choice `name` is at the site of `binding`."""
+    if not isinstance(value, Mapping):
+        return value
+    return value.get(binding.site.name, getattr(binding.rule, name))
+
+
+def _check_sites(model: nn.Module, name: str, values: Mapping[str, Any]) -> None:
+    if name == LOOPS:
+        raise ConfigError("loops is a choice of a whole stack; give one number")
+    offered: dict[str, set[Any]] = {}
+    for binding in bindings(model):
+        found = binding.rule.choices().get(name)
+        if found is not None:
+            offered.setdefault(binding.site.name, set(found)).intersection_update(found)
+    for site, value in values.items():
+        if site not in offered:
+            raise unknown(f"site with the choice {name!r}", site, offered, ConfigError)
+        if value is not None and (isinstance(value, bool) or value not in offered[site]):
+            has = _span(tuple(sorted(offered[site])))
+            raise ConfigError(f"{name}={value!r} is not offered at {site!r}, which has {has}")
 
 
 @contextmanager
@@ -78,6 +122,26 @@ def chosen(model: nn.Module, **settings: Any) -> Iterator[nn.Module]:
         for binding, rule in rules:
             binding.rule = rule
         before.write(None)
+
+
+def narrowed(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> SharePlan:
+    """The plan of one subnet by itself: with `settings`, or as it is now, and without the other widths."""
+    if settings:
+        offered = {choice for step in plan.generates for choice in step_rule(step).choices()}
+        for choice in settings:
+            if choice not in offered | {LOOPS}:
+                raise unknown("choice", choice, offered, ConfigError)
+        plan = with_choices(plan, settings)
+    steps = (_narrowed(step) if isinstance(step, Generate) else step for step in plan.steps)
+    return SharePlan(tuple(steps), plan.form)
+
+
+def _narrowed(step: Generate) -> Generate:
+    if "bits" not in step_rule(step).choices():
+        return step
+    widths = tuple(rule.width for rule in site_rules(step))  # type: ignore[attr-defined]
+    kept = tuple(sorted(set(widths)))
+    return replace(step, args={**step.args, "bits": widths if len(kept) > 1 else kept[0], "kept": kept})
 
 
 def bindings(model: nn.Module) -> Iterator[Binding]:

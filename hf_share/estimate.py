@@ -26,7 +26,7 @@ from .config import ShareConfig
 from .describe import readable
 from .errors import ConfigError, Refused, unknown
 from .plan import SharePlan
-from .rules import make_rule
+from .rules import step_rule
 from .shapes import build_on_meta
 from .share import share
 from .ties import to_file
@@ -139,7 +139,7 @@ def is_adapter(sharing: Any) -> bool:
     """True for what only adds to a frozen model."""
     if isinstance(sharing, SharePlan):
         return not sharing.arranges and all(
-            make_rule(step.rule, step.args).kind == "add" for step in sharing.generates
+            step_rule(step).kind == "add" for step in sharing.generates
         )
     if isinstance(sharing, ShareConfig):
         inner = sharing.methods or ()

@@ -23,7 +23,7 @@ from .errors import ConfigError
 from .importance import second_moments
 from .modules import Share, SharedLinear, linear_weight
 from .plan import SharePlan
-from .rules import Rule, draw_seed, generator, make_rule
+from .rules import Rule, draw_seed, generator, step_rule
 from .sites import STORES, Site, Stack, backbone, resolve, sites, stacks, tensors
 from .steps import Arrange, Generate, Step
 
@@ -60,7 +60,7 @@ class Whole:
     """
 
     def __init__(self, model: nn.Module, plan: SharePlan, calibration: Any = None):
-        rules = {step: make_rule(step.rule, step.args) for step in plan.generates}
+        rules = {step: step_rule(step) for step in plan.generates}
         self.weights: dict[str, Tensor] = {}
         self.moments: dict[str, Tensor] = {}
         self.made: dict[str, Callable[[], Tensor]] = {}
@@ -100,7 +100,7 @@ def capture(model: nn.Module, step: Step) -> dict[str, Tensor]:
         return {
             f"{depth}.{name}": value for depth, layer in enumerate(layers) for name, value in tensors(layer)
         }
-    if isinstance(step, Generate) and make_rule(step.rule, step.args).reads == "weight":
+    if isinstance(step, Generate) and step_rule(step).reads == "weight":
         found = step_sites({s.name: s for s in sites(model, parts=True)}, step)
         return {s.name: dense(backbone(model), s) for s in found}
     return {}
@@ -144,7 +144,7 @@ def starting_values(
     base: nn.Module, step: Generate, found: Sequence[Site], source: Source, whole: Whole
 ) -> Values:
     """Values that the rule of `step` fits, by site and tensor; what is not in them starts with `reset`."""
-    rule = make_rule(step.rule, step.args)
+    rule = step_rule(step)
     if not rule.reads:
         return {}
     if rule.reads == "residual":
@@ -200,12 +200,12 @@ def _draw(model: nn.Module, layer: nn.Module, seed: int, parent: int) -> None:
 
 
 def _fit_generate(model: nn.Module, step: Generate, source: Source, whole: Whole, seed: int) -> None:
-    rule = make_rule(step.rule, step.args)
+    rule = step_rule(step)
     base = backbone(model)
     found = step_sites({s.name: s for s in sites(model, parts=True)}, step)
     values = starting_values(base, step, found, source, whole)
     store = getattr(base, STORES, {})[step.group] if rule.shared(found) else None
-    for name, tensor in store.named_parameters() if store is not None else ():
+    for name, tensor in store().items() if store is not None else ():
         _set(tensor, values.get("", {}).get(name), rule, name, found, seed, step.group)
     for site in found:
         share = resolve(base, site.module)._modules["share"]

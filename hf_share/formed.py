@@ -10,8 +10,8 @@ A weight made of atoms is formed whenever its layer runs. While nothing trains i
 | "materialised" | every weight: no memory is saved  | once                                                |
 
 A kept weight is formed anew as soon as a tensor it came from is written to. Where a gradient is wanted, and
-inside `torch.compile`, weights are always formed in the graph; `hf_share.materialize` is the way to a plain
-model.
+inside `torch.compile`, weights are formed in the graph, but for those of codes, which nothing trains: these
+are kept in training, too, once for every width in use. `hf_share.materialize` is the way to a plain model.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def form_weights(model: nn.Module, mode: str = "streamed", layers: int = 0) -> n
     shares = {id(b): m for m in model.modules() if isinstance(m, Share) for b in m.bindings}
     for binding in makers:
         depth = binding.site.depth
-        holder = shares.get(id(binding), binding)
+        holder = binding if binding.rule.frozen else shares.get(id(binding), binding)
         holder.keep = mode == "materialised" or (depth is not None and depth < layers)
-        holder._kept = None
+        holder.forget()
     return model

@@ -122,14 +122,16 @@ def _merge_share(module: Any) -> None:
 
 @torch.no_grad()
 def _replace_shared_linears(base: nn.Module) -> None:
+    floating = (p.dtype for p in base.parameters() if p.is_floating_point())
+    dtype = next(floating, torch.get_default_dtype())
     for path, module in list(base.named_modules()):
         if not isinstance(module, SharedLinear):
             continue
         parent, _, leaf = path.rpartition(".")
-        setattr(resolve(base, parent), leaf, _plain_linear(module))
+        setattr(resolve(base, parent), leaf, _plain_linear(module, dtype))
 
 
-def _plain_linear(module: SharedLinear) -> nn.Module:
+def _plain_linear(module: SharedLinear, dtype: torch.dtype) -> nn.Module:
     conv1d = module.stood is Conv1D
     # a subclass that is built as Linear is (Falcon's); a quantiser's is not, and its numbers are dense now
     own = issubclass(module.stood, nn.Linear) and module.stood.__init__ is nn.Linear.__init__
@@ -140,6 +142,8 @@ def _plain_linear(module: SharedLinear) -> nn.Module:
         else:
             plain = kind(module.in_features, module.out_features, bias=module.bias is not None)
     weight = module.weight.detach()
+    if any(binding.rule.frozen for binding in module.share.bindings):
+        weight = weight.to(dtype)  # as each pass casts it to the type of its input
     plain.weight = nn.Parameter(weight.mT.contiguous() if conv1d else weight.clone())
     if module.bias is not None:
         plain.bias = module.bias

@@ -10,7 +10,7 @@ tensors. The handle to the store is not registered, so the tensors appear in `st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,16 +30,31 @@ class Store(nn.Module):
 
     of_model = True  # an adapter's store is another class, and does not take the group's name
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], device=None, dtype=None):
-        super().__init__()
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+    @classmethod
+    def of(cls, rule: Rule, sites: Sequence[Site], device: Any = None, dtype: Any = None) -> Store:
+        """A store with an empty tensor for each that `rule` shares over `sites`."""
+        store = cls()
+        for name, shape in rule.shared(sites).items():
+            _register(store, name, shape, rule.whole(name), device, dtype)
+        return store
 
     def forward(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self._parameters.items() if value is not None}
+        held = (*self._parameters.items(), *self._buffers.items())
+        return {name: value for name, value in held if value is not None}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{n}={tuple(p.shape)}" for n, p in self.named_parameters())
+        return ", ".join(f"{n}={tuple(t.shape)}" for n, t in self.forward().items())
+
+
+def _register(
+    module: nn.Module, name: str, shape: tuple[int, ...], whole: torch.dtype | None, device: Any, dtype: Any
+) -> None:
+    """An empty tensor of `module`: a Parameter, or a buffer if it is of whole numbers."""
+    value = torch.empty(shape, device=device, dtype=whole or dtype)
+    if whole is None:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
 
 
 class Share(nn.Module):
@@ -64,11 +79,9 @@ class Share(nn.Module):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        names = private_names(rule, site, self._parameters)
+        names = private_names(rule, site, (*self._parameters, *self._buffers))
         for tensor, shape in rule.private(site).items():
-            self.register_parameter(
-                names[tensor], nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            )
+            _register(self, names[tensor], shape, rule.whole(tensor), device, dtype)
         self.bindings.append(Binding(rule, site, group, store, names, constants, keep=rule.light))
 
     def stored(self, binding: Binding) -> dict[str, Tensor]:
@@ -100,6 +113,10 @@ class Share(nn.Module):
             y = part if y is None else y + part
         assert y is not None, "a share has at least one binding"
         return y
+
+    def forget(self) -> None:
+        """Let go of what is kept."""
+        self._kept = None
 
     def _whole(self) -> Tensor:
         rules = [b.rule for b in self.bindings]
@@ -153,10 +170,12 @@ class SharedLinear(nn.Module):
         out_features: int,
         bias: nn.Parameter | None,
         stood: type[nn.Module] = nn.Linear,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.stood = stood
+        self.compute_dtype = dtype  # what was stored there, where a rule stores whole numbers
         self.register_parameter("bias", bias)
         self.share = Share()
 

@@ -56,6 +56,8 @@ class Rule(ABC):
     over: ClassVar[str] = "W"
     about: ClassVar[About | None] = None
     light: ClassVar[bool] = False  # what it forms is small, and kept while nothing trains
+    frozen: ClassVar[bool] = False  # all it stores are whole numbers, and a weight of theirs is fp32
+    active: ClassVar[tuple[str, ...]] = ()  # the fields that hold the active choices
 
     def told(self) -> About:
         """What model cards say of this rule with these arguments."""
@@ -83,6 +85,12 @@ class Rule(ABC):
     @abstractmethod
     def private(self, site: Site) -> dict[str, Shape]:
         """Shapes of the tensors each site keeps for itself."""
+
+    def whole(self, name: str) -> torch.dtype | None:
+        """The type of a stored tensor of whole numbers, which no cast changes and no gradient reaches; None
+        for one of trained numbers.
+        """
+        return None
 
     def constants(self, site: Site, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Tables of whole numbers that follow from the arguments and the sites' names, and are never
@@ -166,8 +174,34 @@ def make_rule(name: str, args: Mapping[str, Any]) -> Rule:
     return cls(**args)
 
 
+def step_rule(step: Generate) -> Rule:
+    """The rule of a step as a whole: choices that differ from site to site are at their full size."""
+    return make_rule(step.rule, {k: v for k, v in step.args.items() if not _is_by_site(step, k)})
+
+
+def site_rules(step: Generate) -> list[Rule]:
+    """The rule of a step at each of its sites, with the choices active there."""
+    whole = step_rule(step)
+    differing = [key for key in step.args if _is_by_site(step, key)]
+    if not differing:
+        return [whole] * len(step.sites)
+    for key in differing:
+        if len(step.args[key]) != len(step.sites):
+            raise PlanError(
+                f"group {step.group!r}: {key} has {len(step.args[key])} values for {len(step.sites)} sites"
+            )
+    made: dict[tuple, Rule] = {}
+    columns = zip(*(step.args[key] for key in differing), strict=True)
+    return [made.setdefault(row, replace(whole, **dict(zip(differing, row, strict=True)))) for row in columns]  # type: ignore[type-var]
+
+
+def _is_by_site(step: Generate, key: str) -> bool:
+    return isinstance(step.args[key], tuple) and step.rule in RULES and key in RULES[step.rule].active
+
+
 def with_choices(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> SharePlan:
-    """The plan with these choices active, where its rules offer them; a choice of None is the full size.
+    """The plan with these choices active, where its rules offer them; a choice of None is the full size. A
+    choice that is a mapping says it site by site, and leaves the sites it does not name.
 
     Without `settings` every rule is at its full size: two plans that differ in a choice only describe the
     same tensors.
@@ -180,10 +214,21 @@ def _with_choices(step: Step, settings: Mapping[str, Any] | None) -> Step:
         return _with_loops(step, None if settings is None else settings.get("loops", step.loops))
     if not isinstance(step, Generate):
         return step
-    offered = make_rule(step.rule, step.args).choices()
+    offered = step_rule(step).choices()
     asked = dict.fromkeys(offered) if settings is None else settings
-    args = {**step.args, **{k: v for k, v in asked.items() if k in offered}}
-    return replace(step, args={k: v for k, v in args.items() if not (k in offered and v is None)})
+    active = {k: _by_site(step, k, v) for k, v in asked.items() if k in offered}
+    args = {k: v for k, v in {**step.args, **active}.items() if not (k in offered and v is None)}
+    return replace(step, args=args)
+
+
+def _by_site(step: Generate, key: str, value: Any) -> Any:
+    """The active choice as a step keeps it: one value, or a tuple of one for each site where they differ."""
+    if not isinstance(value, Mapping):
+        return value
+    now = step.args.get(key)
+    before = now if isinstance(now, tuple) else (now,) * len(step.sites)
+    values = tuple(value.get(site, old) for site, old in zip(step.sites, before, strict=True))
+    return values[0] if len(set(values)) == 1 else values
 
 
 def _with_loops(step: Arrange, loops: int | None) -> Arrange:
@@ -218,7 +263,8 @@ class LowRank(Rule):
     "A", "B", "AB".
 
     With share "" it is LoRA; "A" is ShareLoRA's ShareA. `rank` is the active choice: the first `rank` rows of
-    A and columns of B, the full `r` if None. The scale does not follow the choice.
+    A and columns of B, the full `r` if None; `ranks` narrows what is offered. The scale does not follow the
+    choice.
 
     With init "svd" the delta starts as the best rank-r approximation of what the present weight lacks of the
     source model's; "whitened" weighs the error by the inputs of calibration text. A site that lacks nothing
@@ -227,6 +273,7 @@ class LowRank(Rule):
 
     name: ClassVar[str] = "low_rank"
     kind: ClassVar[str] = "add"
+    active: ClassVar[tuple[str, ...]] = ("rank",)
 
     r: int
     scale: float = 1.0
@@ -234,6 +281,7 @@ class LowRank(Rule):
     dropout: float = 0.0
     init: str = "kaiming"
     rank: int | None = None
+    ranks: tuple[int, ...] | None = None
 
     INITS: ClassVar[tuple[str, ...]] = ("kaiming", "gaussian", "random", "svd", "whitened")
 
@@ -246,6 +294,7 @@ class LowRank(Rule):
                 raise PlanError(f"low_rank: {name} is {value!r}; a whole number of at least 1 fits")
         if self.rank is not None and self.rank > self.r:
             raise PlanError(f"low_rank: rank {self.rank} is more than r = {self.r}")
+        self._read_ranks()
         if self.share not in ("", "A", "B", "AB"):
             raise unknown("low_rank share", self.share, ("", "A", "B", "AB"))
         if self.init not in self.INITS:
@@ -266,6 +315,17 @@ class LowRank(Rule):
 
     def told(self) -> About:
         return SHARED_LOW_RANK if self.share else LOW_RANK
+
+    def _read_ranks(self) -> None:
+        if self.ranks is None:
+            return
+        ranks = tuple(self.ranks) if isinstance(self.ranks, (list, tuple)) else ()
+        known = all(isinstance(k, int) and not isinstance(k, bool) and k >= 1 for k in ranks)
+        if not ranks or not known or list(ranks) != sorted(set(ranks)) or ranks[-1] != self.r:
+            raise PlanError(f"low_rank: ranks is {self.ranks!r:.80}; rising ranks up to r = {self.r} fit")
+        object.__setattr__(self, "ranks", ranks)
+        if self.rank is not None and self.rank not in ranks:
+            raise PlanError(f"low_rank: rank {self.rank} is not one of {ranks}")
 
     @property
     def reads(self) -> str:
@@ -344,4 +404,4 @@ class LowRank(Rule):
             tensor.copy_(value)
 
     def choices(self) -> dict[str, tuple[Any, ...]]:
-        return {"rank": tuple(range(1, self.r + 1))}
+        return {"rank": self.ranks or tuple(range(1, self.r + 1))}

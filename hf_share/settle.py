@@ -76,7 +76,7 @@ def _store(
         if group in stores:
             del stores[group]
         return None
-    store = Store({})
+    store = Store()
     for name in shapes:
         store.register_parameter(name, _parameter(values[name]))
     stores[group] = store

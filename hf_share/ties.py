@@ -30,6 +30,7 @@ from torch import nn
 
 from .errors import CheckpointError
 from .plan import SharePlan
+from .registry import known, write
 from .shelter import sheltered_saving
 from .sites import STORES, backbone, prefix, resolve, stacks
 
@@ -171,6 +172,10 @@ def _save_pretrained(
         state_dict = to_file(model, model.state_dict() if state_dict is None else state_dict)
     ours = push_to_hub and "push_to_hub" in vars(model)
     saving = {key: value for key, value in kwargs.items() if key in SAVING or not ours}
+    rows = known(model) if is_main_process else None
+    if rows:
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write(save_directory, rows)
     with sheltered_saving(model):
         type(model).save_pretrained(
             model, save_directory, is_main_process, state_dict, push_to_hub and not ours, *args, **saving

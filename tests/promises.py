@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -36,13 +37,15 @@ from hf_share.ties import attached
 class Row:
     """One line of the table: a config for a model, whether peft carries it, and the paper's count of
     parameters: trained ones for an adapter, stored ones for a checkpoint. `start` declares the logits a case
-    starts with, where they are not the dense (arranged) model's: None if nothing is said of them.
+    starts with, where they are not the dense (arranged) model's: None if nothing is said of them. `idle`
+    matches the names of parameters that belong to a choice which is not active, and get no gradient.
     """
 
     config: Callable[[nn.Module], hf_share.ShareConfig | hf_share.SharePlan]
     count: Callable[[nn.Module], int]
     adapter: bool = False
     start: Callable[[Case], torch.Tensor | None] | None = None
+    idle: str = r"$^"
 
 
 @cache
@@ -271,10 +274,11 @@ def gradients(case: Case) -> str | None:
         for name, p in model.named_parameters():
             p.requires_grad_(name in case.new)
     found = backward(case, model)
-    for name in case.new:
+    active = {name for name in case.new if not re.search(case.row.idle, name)}
+    for name in active:
         assert found[name] is not None and found[name].abs().max() > 0, name
     if case.new:
-        assert {n for n, g in found.items() if g is not None} == case.new
+        assert {n for n, g in found.items() if g is not None} == active
     else:
         sum_over_visits(model, found, case)
     base = model.get_base_model() if case.row.adapter else model
@@ -294,7 +298,7 @@ def backward(case: Case, model: nn.Module) -> dict[str, torch.Tensor | None]:
 
 
 def sum_over_visits(model: nn.Module, found: dict[str, torch.Tensor | None], case: Case) -> None:
-    twin = copy.deepcopy(case.dense)
+    twin = hf_share.materialize(model) if case.plan.generates else copy.deepcopy(case.dense)
     backward(case, twin)
     visits = dict(twin.named_parameters(remove_duplicate=False))
     names: dict[int, list[str]] = {}

@@ -17,7 +17,7 @@ from torch import nn
 
 import hf_share
 from hf_share import ConfigError, FoldConfig
-from hf_share.train.distill import DistillTrainer, distillation_loss, tail_loss
+from hf_share.train.distill import DistillTrainer, distillation_loss, hidden_loss, tail_loss
 from hf_share.train.heal import HealConfig, heal
 from hf_share.train.text import Windows
 
@@ -79,6 +79,18 @@ def trainer(student: nn.Module, teacher: nn.Module | None, folder, **args) -> Di
 def losses(run: DistillTrainer) -> list[float]:
     run.train()
     return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("depths, places", [((4, 4), [1, 2, 3, 4]), ((2, 4), [2, 4]), ((3, 4), [1, 3, 4])])
+def test_hidden_states_are_paired_by_depth(depths, places):
+    gen = torch.Generator().manual_seed(0)
+    student, teacher = ([torch.randn(2, 5, 6, generator=gen) for _ in range(n + 1)] for n in depths)
+    labels = torch.randint(0, 11, (2, 5), generator=gen)
+    labels[0, :2] = -100
+    kept = labels[:, 1:] != -100
+    pairs = zip(student[1:], [teacher[i] for i in places], strict=True)
+    errors = [(a - b)[:, :-1][kept].square().mean() for a, b in pairs]
+    torch.testing.assert_close(hidden_loss(student, teacher, labels), torch.stack(errors).mean())
 
 
 def test_the_trainers_loss_is_the_sum_of_its_parts(tmp_path):

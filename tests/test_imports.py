@@ -16,17 +16,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 
 # a file or a folder imports from its own line or from lines above
 LAYERS = (
-    "errors about plain steps plan linalg",
+    "errors about plain steps plan linalg planes codes",
     "fused sites peft_type",
     "rules rebuild targets config attention",
-    "binding shelter adapter scale atoms factors",
+    "binding shelter adapter scale atoms factors nested bywidth",
     "modules allocate",
-    "ties visits depths dense",
+    "registry ties visits depths dense",
     "arrange",
     "attach",
     "importance gates",
     "fit materialize describe plots elastic drift activations",
-    "formed settle",
+    "formed settle extract costs packed merge",
     "methods",
     "hub share train search eval shapes",
     "estimate",
@@ -38,7 +38,7 @@ LAYERS = (
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
     "errors about plain steps plan linalg fused sites rules scale config targets adapter importance gates "
-    "methods attention atoms factors dense drift allocate".split()
+    "methods attention atoms factors dense drift allocate nested bywidth rebuild visits".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {

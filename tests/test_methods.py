@@ -24,6 +24,7 @@ from zoo import MODELS
 import hf_share
 from hf_share import (
     Arrange,
+    ElasticConfig,
     FoldConfig,
     MasaConfig,
     MosConfig,
@@ -125,6 +126,25 @@ def masa(**args):
     return lambda model: MasaConfig(**args)
 
 
+def elastic(**args):
+    return lambda model: ElasticConfig(**{"bits": [2, 3], "group_size": 16, **args})
+
+
+def by_bits(each: int, shared: int, codes: int = 4, pooled: int = 1):
+    """Without the linear weights, of which there are `codes`: a pair of factors of rank `each` for both
+    widths, of rank `shared` for all, and a gate for each width; `pooled` inputs meet A as one.
+    """
+
+    def count(model: nn.Module) -> int:
+        total = 0
+        for rows, columns in types(model).values():
+            factors = (2 * each + shared) * (rows - columns // -pooled)
+            total += 4 * (factors + 2) - codes * rows * columns
+        return total
+
+    return count
+
+
 def attention(model: nn.Module, letters: str = "qkvo") -> dict[str, tuple[int, int, int]]:
     """Path with the depth left out -> (layers, out, in) of the attention projections, by their names."""
     names = {
@@ -195,15 +215,17 @@ def loops(visits: int = 4):
     return count
 
 
-def low_rank(share: str, layers: int = 4, only_first: bool = False, parts: tuple[str, ...] = ()):
+def low_rank(
+    share: str, layers: int = 4, only_first: bool = False, parts: tuple[str, ...] = (), rank: int = RANK
+):
     """Sum over types of r in (1 or L) + r out (1 or L)."""
 
     def count(model: nn.Module) -> int:
         first, total = first_type(model), 0
         for role, (rows, columns) in types(model, parts).items():
             shared = share if not only_first or role.endswith(f".{first}") else ""
-            total += RANK * columns * (1 if "A" in shared else layers)
-            total += RANK * rows * (1 if "B" in shared else layers)
+            total += rank * columns * (1 if "A" in shared else layers)
+            total += rank * rows * (1 if "B" in shared else layers)
         return total
 
     return count
@@ -313,6 +335,23 @@ ROWS = {
     "Fold + MASA": Row(fold_then(masa(num_atoms=2), group_size=2), folded, start=as_dense),
     "Fold + MASA, adapter": Row(
         fold_then(masa(num_atoms=2), group_size=2), atoms(2), adapter=True, start=as_dense
+    ),
+    "Elastic bits": Row(
+        elastic(r_private=2, r_shared=3), added(by_bits(2, 3)), start=unsaid, idle="_2bit$"
+    ),
+    "Elastic bits, no deltas": Row(
+        elastic(preset="matquant", bits=[2, 4]),
+        lambda model: size(model) - sum(4 * rows * columns for rows, columns in types(model).values()),
+        start=unsaid,
+    ),
+    "Elastic ranks, adapter": Row(
+        elastic(preset="nls", bits=None, ranks=[2, 4]), low_rank("", rank=4), adapter=True
+    ),
+    "Fold + elastic bits": Row(
+        fold_then(elastic(r_private=1, r_shared=1, pooled=True), group_size=2),
+        lambda model: stored(PAIRS)(model) + by_bits(1, 1, codes=2, pooled=16)(model),
+        start=unsaid,
+        idle="_2bit$",
     ),
     "Fold, remove": Row(fold(remove=[1]), stored([[0], [2], [3]])),
     "Fold, groups of 2": Row(fold(group_size=2), stored(PAIRS)),

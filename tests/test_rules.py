@@ -26,6 +26,7 @@ from hf_share import Arrange, ConfigError, Generate, PlanError, Refused, ShareCo
 from hf_share.config import METHODS, method
 from hf_share.fit import build
 from hf_share.modules import Share, SharedLinear, linear_weight
+from hf_share.planes import spell
 from hf_share.rules import RULES, generator, make_rule, rule
 from hf_share.sites import resolve, sites
 
@@ -53,6 +54,14 @@ VARIANTS = [
     ("atoms", {"S": 2, "init": "random", "coef": "mlp"}),
     ("factors", {"r": 3}),
     ("factors", {"r": 3, "init": "random"}),
+    *(("nested", {"widths": [2, 3, 4], "group_size": 5, "bits": b}) for b in (2, 3, None)),
+    ("nested", {"widths": [2, 4], "planes": 6, "slicing": "matquant", "bits": 2}),
+    ("nested", {"widths": [2, 4], "slicing": "copies", "affine": "fp32", "bits": 2}),
+    ("by_width", {"widths": [2, 3], "inner": {"rule": "low_rank", "args": {"r": 3}}, "bits": 2}),
+    ("by_width", {"widths": [2, 3], "inner": {"rule": "shards", "args": {"e": 2, "r": 3, "l": 2, "p": 1}}}),
+    ("gated", {"widths": [2, 3], "inner": {"rule": "low_rank", "args": {"r": 3, "share": "A"}}, "bits": 2}),
+    ("gated", {"widths": [2, 3], "inner": {"rule": "pooled", "args": {"r": 2, "group_size": 5}}}),
+    ("pooled", {"r": 2, "group_size": 7}),
     ("test_atoms", {"atoms": 2}),
     ("test_squash", {}),
 ]
@@ -62,6 +71,14 @@ SITES = {
     "gpt2 block of a fused weight": ("gpt2", "h.{}.attn.c_attn:v"),
     "neox heads of a fused weight": ("neox", "layers.{}.attention.query_key_value:k"),
 }
+
+
+def _some(rule, name, value, gen):
+    if rule.whole(name) is None:
+        return 0.1 * torch.randn(value.shape, generator=gen)
+    if value.dtype == torch.uint8:
+        return torch.randint(256, value.shape, generator=gen)
+    return spell(0.1 * torch.randn(value.shape, generator=gen), rule.affine)
 
 
 def test_every_registered_rule_is_in_the_table():
@@ -89,8 +106,8 @@ def test_forward_is_the_product_with_weight(name, args, where):
         x = torch.randn(2, 5, binding.site.in_features)
         gen = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            for value in share.stored(binding).values():
-                value.copy_(0.1 * torch.randn(value.shape, generator=gen))
+            for name, value in share.stored(binding).items():
+                value.copy_(_some(binding.rule, name, value, gen))
         tensors, part = share.tensors(binding), binding.site.part
         own = linear_weight(module) if binding.rule.kind == "map" else None
         before = torch.zeros(()) if own is None else own if part is None else own[part.rows()]

@@ -22,8 +22,9 @@ from ..hub.outline import file_bytes
 
 
 def train(model: nn.Module, rows: Dataset, s: Mapping[str, Any], collator: Any = None) -> float:
-    """Train in place with `steps`, `batch`, `rate` and `seed` of `s`; the processor seconds a step took. A worker
-    has one thread, so these are what the step takes on an idle machine, whatever else runs beside it.
+    """Train in place with `steps`, `batch`, `rate` and `seed` of `s`; the processor seconds a step took.
+
+    A worker has one thread, so these are what the step takes on an idle machine, whatever runs beside it.
     """
     arguments = TrainingArguments(
         output_dir=str(Path(tempfile.gettempdir()) / "hf_share-compare"),

@@ -9,7 +9,10 @@ tensors are checked after loading (`ties.py`), since transformers may rename and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import CheckpointError
+from ..modules import Share
 from ..shelter import renamer
 from ..sites import STORES, backbone, prefix
 from ..ties import attached, get_tensor
@@ -41,11 +45,30 @@ def check_files(model: Any, files: Sequence[str] | None) -> None:
         if found[name] != shape:
             is_shape, said = list(found[name]), list(shape)
             raise CheckpointError(f"{where}: {name!r} has shape {is_shape}, its plan says {said}")
-    extra = sorted(set(found) - set(expected))
+    unread = _unread(model)
+    extra = sorted(set(found) - set(expected) - unread)
+    if unread & set(found):
+        own = {f"^{re.escape(prefix(model) + name)}$" for name in unread}
+        before = set(type(model)._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = before | own
     if extra:
         raise CheckpointError(
             f"{where} holds {extra[0]!r}, which its plan does not know and loading would leave out"
         )
+
+
+def _unread(model: nn.Module) -> set[str]:
+    """Tensors of choices that the plan leaves out, which a file of the whole model holds as well."""
+    names: set[str] = set()
+    for path, module in backbone(model).named_modules():
+        for binding in module.bindings if isinstance(module, Share) else ():
+            if getattr(binding.rule, "kept", None) is None:
+                continue
+            whole: Any = replace(binding.rule, kept=None)
+            names |= {f"{path}.{binding.stem}{t}" for t in whole.private(binding.site)}
+            if binding.store is not None:
+                names |= {f"{STORES}.{binding.group}.{t}" for t in whole.shared([binding.site])}
+    return names - set(_added(model))
 
 
 def is_added(name: str) -> bool:
@@ -76,7 +99,8 @@ def _added(model: nn.Module) -> dict[str, Shape]:
     record, dot = attached(model), prefix(model)
     if record is None:
         return {}
-    named = backbone(model).named_parameters(remove_duplicate=False)
+    base = backbone(model)
+    named = chain(base.named_parameters(remove_duplicate=False), base.named_buffers(remove_duplicate=False))
     added = {name: tuple(value.shape) for name, value in named if is_added(name)}
     guards = {w.removeprefix(dot): tuple(get_tensor(model, s).shape) for s, w in record.guards.items()}
     return added | guards

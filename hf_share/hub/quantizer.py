@@ -37,7 +37,6 @@ from .publish import publish
 WRITTEN = "pre_quantized"  # in `inner`: the file's weights are quantised already
 
 
-@register_quantization_config(METHOD)
 class SharedConfig(QuantizationConfigMixin):
     """The `quantization_config` of a shared checkpoint: a plan in checkpoint form, and an inner
     quantisation or None.
@@ -77,6 +76,14 @@ class SharedConfig(QuantizationConfigMixin):
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
+
+
+@register_quantization_config(METHOD)
+class StoredConfig(SharedConfig):
+    """What transformers reads from a config.json. `from_pretrained(path, quantization_config=...)` would keep
+    this one and drop the other with a warning, and so load another subnet than was asked for; it refuses a
+    config of another class, and this one is nobody's to pass.
+    """
 
 
 def _inner_dict(inner: Any) -> dict[str, Any]:
@@ -129,8 +136,8 @@ class SharedQuantizer(HfQuantizer):
         kept = (c for c in model._weight_conversions or () if not isinstance(c, Shelter))
         model._weight_conversions = [c for c in kept if id(c) not in done]
         publish(model)
+        model.config.quantization_config = self.quantization_config.written()
         if self.inner is not None:
-            model.config.quantization_config = self.quantization_config.written()
             return self.inner._process_model_after_weight_loading(model, **kwargs)
         # left set, these make Trainer refuse full fine-tuning and `save_pretrained` ignore its state_dict
         # argument

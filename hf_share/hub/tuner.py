@@ -32,7 +32,7 @@ from ..fit import Whole, build, capture, starting_values
 from ..materialize import make_plain
 from ..peft_type import PREFIX
 from ..plan import SharePlan
-from ..rules import Rule, draw_seed, generator, make_rule, with_choices
+from ..rules import Rule, draw_seed, generator, site_rules, step_rule, with_choices
 from ..sites import STORES, Site, backbone, prefix, sites
 from ..steps import Generate, Step
 from ..targets import default_targets
@@ -54,6 +54,16 @@ def structure(plan: SharePlan) -> SharePlan:
 
 def additions(plan: SharePlan) -> SharePlan:
     return SharePlan(tuple(s for s in plan.steps if not is_structural(s)), plan.form)
+
+
+def _require_trained(step: Generate, found: list[Site]) -> None:
+    rule = step_rule(step)
+    for name in (*rule.shared(found), *(n for site in found for n in rule.private(site))):
+        if rule.whole(name) is not None:
+            raise Refused(
+                f"rule {rule.name!r} stores whole numbers ({name}), and peft trains all that an adapter "
+                "holds. Use hf_share.share(model, config), and put adapters on what it returns"
+            )
 
 
 class ShareModel(BaseTuner):
@@ -131,18 +141,19 @@ class ShareModel(BaseTuner):
             build(model, structure(plan), self._seed)
             record_plan(model)
         index = {s.name: s for s in sites(model, parts=True)}
-        planned: dict[str, list[tuple[Generate, list[Site], Site]]] = {}
+        planned: dict[str, list[tuple[Generate, Rule, list[Site], Site]]] = {}
         for step in adds.generates:
             found = step_sites(index, step)
-            for site in found:
-                planned.setdefault(prefix(model) + site.module, []).append((step, found, site))
+            _require_trained(step, found)
+            for site, rule in zip(found, site_rules(step), strict=True):
+                planned.setdefault(prefix(model) + site.module, []).append((step, rule, found, site))
         peft_config._planned = planned
         self._values = {}
         for step in adds.generates if whole is not None else ():
             found = step_sites(index, step)
             source = capture(model, step)
             self._values[step.group] = starting_values(backbone(model), step, found, source, whole)
-            rule = make_rule(step.rule, step.args)
+            rule = step_rule(step)
             assert whole is not None
             for site in found if rule.kind == "replace" else ():
                 whole.made[site.module] = partial(self._made, step, rule, site, found)
@@ -171,8 +182,7 @@ class ShareModel(BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
-        for step, found, site in peft_config._planned[current_key]:
-            rule = make_rule(step.rule, step.args)
+        for step, rule, found, site in peft_config._planned[current_key]:
             store = self._store(step, found, adapter_name, layer) if rule.shared(found) else None
             dtype = layer._placement()[1]
             values = {
@@ -193,7 +203,7 @@ class ShareModel(BaseTuner):
         store = stores[step.group]
         store.quantization_backend = layer.quantization_backend
         if adapter not in store:
-            rule = make_rule(step.rule, step.args)
+            rule = step_rule(step)
             for name, shape in rule.shared(found).items():
                 value = self._start(step, rule, name, shape, dtype, found)
                 store.add_tensor(name, adapter, value.to(device))

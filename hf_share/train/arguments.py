@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 from .settings import Settings
 
 
@@ -52,11 +53,18 @@ class TextRun(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        known = {"all", "none", *INTEGRATION_TO_CALLBACK}
+        for name in self.reporters():
+            if name not in known:
+                raise unknown("report_to", name, known, ConfigError)
         if self.eval_steps and self.save_steps % self.eval_steps:
             raise ConfigError(
                 f"save_steps={self.save_steps} must be a multiple of eval_steps={self.eval_steps}: what is "
                 "saved is measured"
             )
+
+    def reporters(self) -> list[str]:
+        return [name.strip() for name in self.report_to.split(",")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +103,7 @@ def common_arguments(config: TextRun, evaluates: bool) -> dict[str, Any]:
         "logging_first_step": True,
         "include_num_input_tokens_seen": "all",
         "disable_tqdm": False,  # `Progress` sees for itself whether there is a terminal
-        "report_to": [name.strip() for name in config.report_to.split(",")],
+        "report_to": config.reporters(),
         "dataloader_drop_last": True,
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # or several processes would not find each other

@@ -155,7 +155,8 @@ def _outside_adapter(model: nn.Module) -> dict[str, Tensor]:
     """Trained tensors of a peft model's base, which the file of an adapter does not hold."""
     if not isinstance(model, PeftModel):
         return {}
-    prefixes = {f"{config.peft_type.value.lower()}_" for config in model.peft_config.values()}
+    kinds = [config.peft_type for config in model.peft_config.values()]
+    prefixes = {f"{kind.value.lower()}_" for kind in kinds if kind is not None}
     return {
         name: parameter
         for name, parameter in model.named_parameters()

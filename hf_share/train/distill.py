@@ -2,18 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation: a shared model learns from the model it was made of.
 
-    L = (1 - w) CE(labels, student) + w T^2 KL(teacher || student) + b sum over last n layers of MSE(h, h')
+    L = (1 - w) CE(labels, student) + w T^2 KL(teacher || student)
+        + b sum over last n layers of MSE(h, h') + g mean over all layers of MSE(h, h')
 
-with both distributions at temperature T, all averaged over predicted tokens; h and h' are the hidden states
-of student and teacher, and the MSE is also averaged over their width. The teacher is frozen and runs once for
-each batch. This is forward KL, which the recursive-transformers work found best of four; w = b = 0 is plain
-training and needs no teacher.
+with both distributions at temperature T, all averaged over predicted tokens; h and h' are hidden states of
+student and teacher, and the MSE is also averaged over their width. The last layers are counted from the
+end; all layers are paired by depth, layer i of n with the teacher's at i L / n. The teacher is frozen and
+runs once for each batch, or is read from a cache (`teacher_cache.py`). This is forward KL, which the
+recursive-transformers work found best of four; w = b = g = 0 is plain training and needs no teacher.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,11 +26,13 @@ from transformers import Trainer
 
 from ..errors import ConfigError
 from .cards import OwnCard
+from .replace import Replacement
+from .teacher_cache import TeacherCache, TopLogits
 
 
 def distillation_loss(
     student: Tensor,
-    teacher: Tensor | None,
+    teacher: Tensor | TopLogits | None,
     labels: Tensor,
     weight: float,
     temperature: float,
@@ -36,7 +41,8 @@ def distillation_loss(
     """The loss above from logits.
 
     Args:
-        student, teacher: logits (batch, length, vocabulary); position t predicts token t + 1.
+        student, teacher: logits (batch, length, vocabulary); position t predicts token t + 1. Of the teacher
+            they may be the largest ones, made at this temperature.
         labels: token ids (batch, length), -100 where nothing is to be learnt.
         count: number of tokens to average over, if not those of this batch (gradient accumulation).
     """
@@ -48,10 +54,16 @@ def distillation_loss(
     if weight < 1.0:
         loss = (1.0 - weight) * F.cross_entropy(own, targets[kept], reduction="sum")
     if teacher is not None and weight > 0.0:
-        theirs = F.log_softmax(teacher[:, :-1].float()[kept] / temperature, dim=-1)
         ours = F.log_softmax(own / temperature, dim=-1)
-        loss = loss + weight * temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="sum")
+        loss = loss + weight * temperature**2 * _divergence(ours, teacher, kept, temperature)
     return loss / count
+
+
+def _divergence(ours: Tensor, teacher: Tensor | TopLogits, kept: Tensor, temperature: float) -> Tensor:
+    if isinstance(teacher, TopLogits):
+        return teacher.divergence(ours, kept)
+    theirs = F.log_softmax(teacher[:, :-1].float()[kept].to(ours.device) / temperature, dim=-1)
+    return F.kl_div(ours, theirs, log_target=True, reduction="sum")
 
 
 def tail_loss(
@@ -69,15 +81,36 @@ def tail_loss(
     depth = min(len(student), len(teacher)) - 1
     if not 1 <= layers <= depth:
         raise ConfigError(f"tail_layers={layers}; student and teacher have 1 to {depth} layers in common")
-    if student[-1].shape != teacher[-1].shape:
+    return _squares(list(zip(student[-layers:], teacher[-layers:], strict=True)), labels, count)
+
+
+def hidden_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor, count: Any = None
+) -> Tensor:
+    """Mean over the student's layers of the mean squared difference to the teacher's state at the same part
+    of its depth.
+
+    Args:
+        student, teacher, labels, count: as in `tail_loss`.
+    """
+    n, depth = len(student) - 1, len(teacher) - 1
+    places = [*(min(round(i * depth / n), depth - 1) for i in range(1, n)), depth]
+    pairs = [(own, teacher[place]) for own, place in zip(student[1:], places, strict=True)]
+    return _squares(pairs, labels, count) / n
+
+
+def _squares(pairs: Sequence[tuple[Tensor, Tensor]], labels: Tensor, count: Any) -> Tensor:
+    """Sum over pairs of states of the mean squared difference, over predicted tokens and width."""
+    one, other = pairs[-1]
+    if one.shape != other.shape:
         raise ConfigError(
-            f"hidden states of the student {tuple(student[-1].shape)} and of the teacher "
-            f"{tuple(teacher[-1].shape)} differ in width; only layers of one width can be compared"
+            f"hidden states of the student {tuple(one.shape)} and of the teacher {tuple(other.shape)} differ "
+            "in width; only layers of one width can be compared"
         )
     kept = labels[:, 1:] != -100
     count = kept.sum() if count is None else count
-    total = student[-1].new_zeros((), dtype=torch.float32)
-    for own, theirs in zip(student[-layers:], teacher[-layers:], strict=True):
+    total = one.new_zeros((), dtype=torch.float32)
+    for own, theirs in pairs:
         error = own[:, :-1][kept].float() - theirs[:, :-1][kept].float().to(own.device)  # (tokens, width)
         total = total + error.square().sum() / error.shape[-1]
     return total / count
@@ -92,11 +125,15 @@ class DistillTrainer(OwnCard, Trainer):
         temperature: T of the loss.
         tail_weight: b of the loss, 0 or more.
         tail_layers: n of the loss.
+        hidden_weight: g of the loss, 0 or more.
+        replacement: layers of the student that the teacher's stand in for, step by step.
+        cache: where the teacher's logits are kept; rows of the training set then name their `index`.
     """
 
     def __init__(
         self, *args: Any, teacher: nn.Module | None = None, kd_weight: float = 0.5, temperature: float = 1.0,
-        tail_weight: float = 0.0, tail_layers: int = 1, **kwargs: Any,
+        tail_weight: float = 0.0, tail_layers: int = 1, hidden_weight: float = 0.0,
+        replacement: Replacement | None = None, cache: TeacherCache | None = None, **kwargs: Any,
     ):  # fmt: skip
         if not 0.0 <= kd_weight <= 1.0 or temperature <= 0.0:
             raise ConfigError(
@@ -106,12 +143,18 @@ class DistillTrainer(OwnCard, Trainer):
             raise ConfigError(
                 f"tail_weight={tail_weight} must be finite and not below 0, tail_layers={tail_layers} above 0"
             )
-        if tail_weight and teacher is None:
-            raise ConfigError(f"tail_weight={tail_weight} compares hidden states with a teacher's; give one")
+        if not 0.0 <= hidden_weight < math.inf:
+            raise ConfigError(f"hidden_weight={hidden_weight} must be finite and not below 0")
+        for name, value in (("tail_weight", tail_weight), ("hidden_weight", hidden_weight)):
+            if value and teacher is None:
+                raise ConfigError(f"{name}={value} compares hidden states with a teacher's; give one")
+            if value and cache is not None:
+                raise ConfigError(f"{name}={value} needs the teacher's hidden states; a cache has its logits")
         super().__init__(*args, **kwargs)
         self.kd_weight = kd_weight if teacher is not None else 0.0
         self.temperature = temperature
-        self.tail_weight, self.tail_layers = tail_weight, tail_layers
+        self.tail_weight, self.tail_layers, self.hidden_weight = tail_weight, tail_layers, hidden_weight
+        self.replacement, self.cache = replacement, cache
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.model_accepts_loss_kwargs = True  # we average over the tokens of the whole step ourselves
 
@@ -140,18 +183,34 @@ class DistillTrainer(OwnCard, Trainer):
         self, model: nn.Module, features: dict[str, Any], labels: Tensor, count: Any
     ) -> tuple[Tensor, Any]:
         """The loss of one batch, averaged over `count` tokens, and the outputs it is of."""
-        if self.tail_weight:
+        index = features.pop("index", None)
+        if self.tail_weight or self.hidden_weight:
             features["output_hidden_states"] = True
-        outputs = model(**features)
-        teacher = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher(**features)
-        logits = None if teacher is None else teacher.logits
-        loss = distillation_loss(
-            outputs.logits, logits, labels, self.kd_weight, self.temperature, count
-        )
-        if self.tail_weight and teacher is not None:
-            states = (outputs.hidden_states, teacher.hidden_states)
-            loss = loss + self.tail_weight * tail_loss(*states, labels, self.tail_layers, count)
+        with self._replaced(features):
+            outputs = model(**features)
+        logits, states = self._taught(features, index)
+        loss = distillation_loss(outputs.logits, logits, labels, self.kd_weight, self.temperature, count)
+        if self.tail_weight:
+            tail = tail_loss(outputs.hidden_states, states, labels, self.tail_layers, count)
+            loss = loss + self.tail_weight * tail
+        if self.hidden_weight:
+            hidden = hidden_loss(outputs.hidden_states, states, labels, count)
+            loss = loss + self.hidden_weight * hidden
         return loss, outputs
+
+    def _replaced(self, features: dict[str, Any]) -> Any:
+        if self.replacement is None:
+            return nullcontext()
+        features["use_cache"] = False  # two layers would write to one place in it
+        return self.replacement.at(self.state.global_step)
+
+    @torch.no_grad()
+    def _taught(self, features: dict[str, Any], index: Tensor | None) -> tuple[Any, Any]:
+        """The teacher's logits and hidden states."""
+        if self.teacher is None:
+            return None, None
+        if self.cache is not None and index is not None:
+            teacher = self.teacher
+            return self.cache.get(index.tolist(), lambda: teacher(**features).logits), None
+        found = self.teacher(**features)
+        return found.logits, found.hidden_states

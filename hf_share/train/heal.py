@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
@@ -32,8 +33,10 @@ from .data import prepare, split
 from .distill import DistillTrainer
 from .fsdp import blueprint, whole
 from .output import save_output, say
-from .run import run
-from .text import as_rows, target_bytes
+from .replace import Replacement
+from .run import fingerprint, run
+from .teacher_cache import TeacherCache, weights_name
+from .text import Windows, as_rows, target_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,15 @@ class HealConfig(RunConfig):
     temperature: float = 1.0
     tail_weight: float = 0.0  # of the last layers' hidden states against the teacher's
     tail_layers: int = 1
+    hidden_weight: float = 0.0  # of all layers' hidden states, paired by depth
     norms: bool = False  # train the layers' norms too
+
+    replace_start: float = 1.0  # below 1 the teacher's layers stand in for the student's
+    replace_steps: int = 0
+    teacher_cache: str = ""
+    teacher_top_k: int = 0
+
+    MAY_BE_ZERO = (*RunConfig.MAY_BE_ZERO, "replace_steps", "teacher_top_k")
 
     TASK: ClassVar[str] = "heal"
 
@@ -63,6 +74,8 @@ class HealConfig(RunConfig):
             raise unknown("train", self.train, TRAINS, ConfigError)
         if self.structure:
             self.structure_config()
+        if self.teacher_top_k and not self.teacher_cache:
+            raise ConfigError(f"teacher_top_k={self.teacher_top_k} is of a cache; name its teacher_cache")
 
     def structure_config(self) -> ShareConfig:
         """The config that `structure` spells out, checked."""
@@ -117,22 +130,58 @@ def heal(
     config = config or HealConfig()
     set_seed(config.seed)
     cached = getattr(model.config, "use_cache", True)
+    student = _adapted(model, config) if config.train == "adapter" else _whole(model)
+    data, cache = _cached(as_rows(data), teacher, config)
     trainer = DistillTrainer(
-        model=_adapted(model, config) if config.train == "adapter" else _whole(model),
-        args=training_arguments(config, evaluates=validation is not None),
-        train_dataset=as_rows(data),
+        model=student,
+        args=training_arguments(
+            config, evaluates=validation is not None, ddp_find_unused_parameters=config.replace_start < 1.0
+        ),
+        train_dataset=data,
         eval_dataset=as_rows(validation),
         teacher=teacher,
         kd_weight=config.kd_weight,
         temperature=config.temperature,
         tail_weight=config.tail_weight,
         tail_layers=config.tail_layers,
+        hidden_weight=config.hidden_weight,
+        replacement=_replacement(student, teacher, config),
+        cache=cache,
     )
     twin = blueprint(trainer)
     run(trainer, config)
     trained = whole(trainer, twin)
     trained.config.use_cache = cached  # Trainer turned it off
     return (compressed(trained) if config.train == "adapter" else trained).eval()
+
+
+def _replacement(student: nn.Module, teacher: nn.Module | None, config: HealConfig) -> Replacement | None:
+    if config.replace_start == 1.0:
+        return None
+    if teacher is None:
+        raise ConfigError(f"replace_start={config.replace_start} lets a teacher's layers stand in; give one")
+    if config.teacher_cache:
+        raise ConfigError(f"replace_start={config.replace_start} needs the teacher's layers, not a cache")
+    steps = config.replace_steps or max(config.steps // 2, 1)
+    return Replacement(student, teacher, config.replace_start, steps, config.seed)
+
+
+def _cached(data: Any, teacher: nn.Module | None, config: HealConfig) -> tuple[Any, TeacherCache | None]:
+    """The training set, and where the teacher's logits of it are kept, if they are."""
+    if not config.teacher_cache:
+        return data, None
+    if teacher is None or not isinstance(data, Windows):
+        raise ConfigError("teacher_cache needs a teacher, and windows that are in memory (streaming: false)")
+    count, context = data.windows.shape
+    name = f"{weights_name(teacher)} {fingerprint(data)}"
+    with torch.no_grad():
+        ids = data.windows[:1, :2].to(next(teacher.parameters()).device)
+        vocabulary = teacher(input_ids=ids).logits.shape[-1]
+    made = TeacherCache(
+        config.teacher_cache, count, context, vocabulary, top_k=config.teacher_top_k,
+        temperature=config.temperature, of=name,
+    )  # fmt: skip
+    return Windows(data.windows, indexed=True), made
 
 
 def _adapted(model: PreTrainedModel, config: HealConfig) -> nn.Module:

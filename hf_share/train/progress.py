@@ -29,7 +29,7 @@ class Progress(ProgressCallback):
         if self.bars:
             super().on_train_begin(args, state, control, **kwargs)
             self.current_step = state.global_step
-            if state.is_world_process_zero:
+            if self.training_bar is not None:
                 self.training_bar.update(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -41,11 +41,14 @@ class Progress(ProgressCallback):
             super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs:
-            self._write(self.line(state, logs))
+        line = self.line(state, logs or {})
+        if state.is_world_process_zero and line:
+            self._write(line)
 
     def line(self, state: Any, logs: dict[str, Any]) -> str:
-        """One log as a line: ``step 20/300  loss 2.3456  10,240 tokens/s  0:01:10 left``."""
+        """One log as a line: ``step 20/300  loss 2.3456  10,240 tokens/s  0:01:10 left``; nothing of what is
+        no loss.
+        """
         names = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}
         parts = [f"step {state.global_step}/{state.max_steps}"]
         parts += [f"{names[key]} {logs[key]:.4f}" for key in names if key in logs]
@@ -55,7 +58,7 @@ class Progress(ProgressCallback):
             parts.append(f"{_clock(seconds / steps * (state.max_steps - state.global_step))} left")
         if "train_loss" in logs:
             parts.append(f"done in {_clock(seconds)}")
-        return "  ".join(parts)
+        return "  ".join(parts) if len(parts) > 1 else ""
 
     def _write(self, line: str) -> None:
         if self.training_bar is not None:

@@ -171,11 +171,10 @@ def sft_arguments(config: Any, rows: Rows) -> dict[str, Any]:
 def _need_template(tokenizer: Any, rows: Rows, config: Any) -> None:
     if rows.kind != "chat":
         return
-    template = tokenizer.chat_template or config.chat_template
-    if not template:
+    if not tokenizer.chat_template and not config.chat_template:
         raise ConfigError(
-            "the tokenizer has no chat template; give one by --chat_template FILE.jinja, with the turns of the "
-            "assistant between {% generation %} and {% endgeneration %}"
+            "the tokenizer has no chat template; give one by --chat_template FILE.jinja, with the turns of "
+            "the assistant between {% generation %} and {% endgeneration %}"
         )
 
 

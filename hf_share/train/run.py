@@ -94,11 +94,11 @@ def _train(trainer: Trainer, found: Path | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
     except (RuntimeError, SafetensorError) as error:  # how torch and safetensors report a failed write
-        words = ("failed writing file", "No space left", "File too large", "I/O error")
+        words = ("inline_container", "failed writing file", "No space left", "File too large", "I/O error")
         if not any(word in str(error) for word in words):
             raise
         kept = last_complete(Path(trainer.args.output_dir))
-        message = f"a checkpoint could not be written ({error}); the last complete one is {kept}"
+        message = f"a checkpoint could not be written; is the disk full? The last complete one is {kept}"
         raise OSError(errno.EIO, message) from error
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..rules import generator
 from .checkpoints import write_whole
 from .documents import Documents
 from .text import token_lists
@@ -70,8 +71,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
                 tokens += next(source)
             rows = torch.tensor(tokens[:size], dtype=torch.int64).view(self.block, self.context)
             tokens = tokens[size:]
-            generator = torch.Generator().manual_seed((self.seed << 32) + number)
-            yield rows[torch.randperm(self.block, generator=generator)]
+            yield rows[torch.randperm(self.block, generator=generator(self.seed, "stream", str(number)))]
 
     def _round(self, skip: bool) -> Iterator[list[int]]:
         """Tokens of document after document, round and round."""

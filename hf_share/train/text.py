@@ -122,10 +122,11 @@ def windows(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], contex
 def token_lists(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[list[int]]:
     """The tokens of each document, behind the token that begins one."""
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    prefix = [] if start is None else [start]
+    prefix: list[Any] = [] if start is None else [start]
     options = {"add_special_tokens": False, "verbose": False}  # verbose warns of every long document
     for document in documents:
-        yield [*prefix, *tokenizer(document, **options)["input_ids"]]
+        tokens: Any = tokenizer(document, **options)["input_ids"]
+        yield prefix + tokens
 
 
 def target_bytes(tokenizer: PreTrainedTokenizerBase, windows: Tensor) -> int:
@@ -177,16 +178,21 @@ def split_documents(documents: Sequence[str], last: float) -> tuple[tuple[str, .
 
 
 class Windows(torch.utils.data.Dataset):
-    """Rows of (n, context) as Trainer wants them; the loss shifts the labels itself."""
+    """Rows of (n, context) as Trainer wants them; the loss shifts the labels itself.
 
-    def __init__(self, windows: Tensor):
-        self.windows = windows
+    Args:
+        indexed: say of each row which it is.
+    """
+
+    def __init__(self, windows: Tensor, indexed: bool = False):
+        self.windows, self.indexed = windows, indexed
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.windows[index], "labels": self.windows[index]}
+        row = {"input_ids": self.windows[index], "labels": self.windows[index]}
+        return {**row, "index": torch.tensor(index)} if self.indexed else row
 
 
 def as_rows(data: Any) -> Any:

@@ -1,0 +1,199 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters that know the active width: rules around another rule that adds.
+
+`by_width` has the tensors of its inner rule once for each width, and uses those of the active one (LLM-QFA's
+decoupled adapters). `gated` has them once and multiplies what they add by a learned number for each width,
+
+    delta W_b = g_b delta W
+
+which starts at 1 for every width but the widest, where it is 0: low widths learn together, and the widest is
+left alone until it pays. The inner rule is any that adds: low-rank, low-rank with A shared by all layers, MoS
+shards, pooled low-rank. So the adapters of an elastic model may be shared, too.
+
+`pooled` is QA-LoRA's form (arXiv 2309.14717): A (r, groups) meets the sum of each group of inputs,
+
+    delta W[o, i] = scale (B A)[o, group of i]
+
+a constant for each output and group, which `offset` of a nested weight takes in exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .errors import PlanError
+from .nested import held, read_kept
+from .rules import LowRank, Rule, Shape, make_rule, rule
+from .sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Around(Rule):
+    """A rule around `inner`, `{"rule": name, "args": {...}}`, with the choice `bits` among `widths`, of which
+    `kept` are still stored.
+    """
+
+    kind: ClassVar[str] = "add"
+    active: ClassVar[tuple[str, ...]] = ("bits",)
+
+    widths: tuple[int, ...]
+    inner: Mapping[str, Any]
+    bits: int | None = None
+    kept: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        name = self.name
+        widths = tuple(self.widths) if isinstance(self.widths, (list, tuple)) else ()
+        known = all(isinstance(b, int) and not isinstance(b, bool) and b >= 1 for b in widths)
+        if not widths or not known or list(widths) != sorted(set(widths)):
+            raise PlanError(f"{name}: widths is {self.widths!r}; rising whole numbers fit")
+        object.__setattr__(self, "widths", widths)
+        if self.bits is not None and self.bits not in widths:
+            raise PlanError(f"{name}: bits is {self.bits!r}; these adapters have {widths}")
+        object.__setattr__(self, "kept", read_kept(self))
+        given = self.inner if isinstance(self.inner, Mapping) else {}
+        if set(given) - {"rule", "args"} or not isinstance(given.get("rule"), str):
+            raise PlanError(f'{name}: inner is {self.inner!r:.80}; {{"rule": ..., "args": ...}} fits')
+        if given["rule"] in (ByWidth.name, Gated.name):  # before it is built: nesting could be of any depth
+            raise PlanError(f"{name}: the inner rule of adapters by width is not one of them")
+        made = self.made
+        if made.kind != "add" or made.reads:
+            raise PlanError(f"{name}: rule {made.name!r} does not start as a delta that adds nothing known")
+
+    @property
+    def made(self) -> Rule:
+        args = self.inner.get("args", {})
+        return make_rule(self.inner["rule"], args if isinstance(args, Mapping) else {"args": args})
+
+    @property
+    def width(self) -> int:
+        return self.widths[-1] if self.bits is None else self.bits
+
+    def only(self, b: int) -> Rule:
+        """The rule of deltas that are stored for width b alone."""
+        return replace(self, bits=b, kept=(b,))
+
+    def check(self, sites: Sequence[Site]) -> None:
+        self.made.check(sites)
+
+    def constants(self, site: Site, sites: Sequence[Site]) -> dict[str, Tensor]:
+        return self.made.constants(site, sites)
+
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        return {} if self.kept else {"bits": self.widths}
+
+
+@rule
+@dataclass(frozen=True, kw_only=True)
+class ByWidth(_Around):
+    """The tensors of the inner rule once for each width: `A_2bit`, `B_2bit`, `A_3bit`, ..."""
+
+    name: ClassVar[str] = "by_width"
+
+    def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
+        return self._each(self.made.shared(sites), self.kept or self.widths)
+
+    def private(self, site: Site) -> dict[str, Shape]:
+        return self._each(self.made.private(site), held(self))
+
+    @staticmethod
+    def _each(shapes: Mapping[str, Shape], widths: Sequence[int]) -> dict[str, Shape]:
+        return {f"{name}_{b}bit": shape for b in widths for name, shape in shapes.items()}
+
+    def whole(self, name: str) -> torch.dtype | None:
+        return self.made.whole(name.rpartition("_")[0])
+
+    def form(self, t: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        end, every = f"_{self.width}bit", tuple(f"_{b}bit" for b in self.widths)
+        own = {name.removesuffix(end): value for name, value in t.items() if name.endswith(end)}
+        constants = {name: value for name, value in t.items() if not name.endswith(every)}
+        return self.made.form({**constants, **own})
+
+    def weight(self, t: Mapping[str, Tensor]) -> Tensor:
+        return self.made.weight(t)
+
+    def apply(self, x: Tensor, t: Mapping[str, Tensor], training: bool = False) -> Tensor:
+        return self.made.apply(x, t, training)
+
+    def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        return self.made.factors(t)
+
+    def reset(self, name: str, tensor: Tensor, sites: Sequence[Site], generator: torch.Generator) -> None:
+        self.made.reset(name.rpartition("_")[0], tensor, sites, generator)
+
+
+@rule
+@dataclass(frozen=True, kw_only=True)
+class Gated(_Around):
+    """The inner rule's delta times `g` (widths,), one number for each width of each site."""
+
+    name: ClassVar[str] = "gated"
+
+    def shared(self, sites: Sequence[Site]) -> dict[str, Shape]:
+        return self.made.shared(sites)
+
+    def private(self, site: Site) -> dict[str, Shape]:
+        return {**self.made.private(site), "g": (len(self.widths),)}
+
+    def whole(self, name: str) -> torch.dtype | None:
+        return None if name == "g" else self.made.whole(name)
+
+    def form(self, t: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        formed = self.made.form({name: value for name, value in t.items() if name != "g"})
+        return {**formed, "g": t["g"][self.widths.index(self.width)]}
+
+    def weight(self, t: Mapping[str, Tensor]) -> Tensor:
+        return t["g"] * self.made.weight(t)
+
+    def apply(self, x: Tensor, t: Mapping[str, Tensor], training: bool = False) -> Tensor:
+        return t["g"] * self.made.apply(x, t, training)
+
+    def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        found = self.made.factors(t)
+        return None if found is None else (found[0], t["g"] * found[1])
+
+    def reset(self, name: str, tensor: Tensor, sites: Sequence[Site], generator: torch.Generator) -> None:
+        if name != "g":
+            return self.made.reset(name, tensor, sites, generator)
+        with torch.no_grad():
+            tensor.fill_(1.0)
+            tensor[-1 if len(self.widths) > 1 else len(self.widths) :] = 0.0
+
+
+@rule
+@dataclass(frozen=True, kw_only=True)
+class Pooled(LowRank):
+    """`delta W[o, i] = scale (B A)[o, group of i]`: low-rank in groups of `group_size` inputs."""
+
+    name: ClassVar[str] = "pooled"
+
+    group_size: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        size = self.group_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise PlanError(f"pooled: group_size is {size!r}; a whole number of at least 1 fits")
+        if self.reads:
+            raise PlanError(f"pooled: init {self.init!r} is of unpooled factors; 'kaiming' fits")
+
+    def check(self, sites: Sequence[Site]) -> None:
+        super().check([replace(site, in_features=self._groups(site)) for site in sites])
+
+    def _groups(self, site: Site) -> int:
+        return -(-site.in_features // self.group_size)
+
+    def _shapes(self, site: Site) -> dict[str, Shape]:
+        return {"A": (self.r, self._groups(site)), "B": (site.out_features, self.r)}
+
+    def constants(self, site: Site, sites: Sequence[Site]) -> dict[str, Tensor]:
+        return {"group": torch.arange(site.in_features, device="cpu") // self.group_size}
+
+    def form(self, t: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {**t, "A": t["A"][:, t["group"]]}

@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""One size of an elastic model by itself: the tensors of its active choices and no others.
+
+`extract` takes them out of a model in memory. `subnet_config` lets `from_pretrained` read them alone from the
+file of the whole model:
+
+    config = hf_share.subnet_config(path, "3.0-bits")
+    model = AutoModelForCausalLM.from_pretrained(path, config=config)
+
+Tensors keep their names, so both give the same model, which has no choice of bits any more.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from .elastic import bindings, choose, narrowed
+from .errors import ConfigError
+from .modules import Share, Store
+from .plan import SharePlan
+from .registry import find, remember, subnets
+from .ties import attached, change_plan
+
+
+def extract(model: nn.Module, **settings: Any) -> nn.Module:
+    """Set choices as `choose` does, and leave in the model, in place, only what they need.
+
+    Example:
+        >>> small = hf_share.extract(copy.deepcopy(model), bits=3)  # doctest: +SKIP
+        >>> small.save_pretrained(folder)  # doctest: +SKIP
+
+    Raises:
+        ConfigError: if the model has no choice of bits, or not this one.
+    """
+    record = attached(model)
+    if record is None or hasattr(model, "peft_config"):
+        raise ConfigError("extract takes an elastic model that hf_share.share made, without adapters on it")
+    choose(model, **settings)
+    plan = narrowed(record.plan)
+    if plan == record.plan:
+        raise ConfigError("this model has no choice of bits, so there is nothing to leave out")
+    kept = {step.group: step.args["kept"] for step in plan.generates if "kept" in step.args}
+    for binding in bindings(model):
+        if binding.group in kept:
+            rule: Any = binding.rule
+            binding.rule = replace(rule, bits=rule.width, kept=kept[binding.group])
+            binding.forget()
+    for share in [m for m in model.modules() if isinstance(m, Share)]:
+        _leave_out(share)
+    change_plan(model, plan)
+    remember(model, ())
+    return model
+
+
+def _leave_out(share: Share) -> None:
+    for binding in share.bindings:
+        needed = binding.rule.private(binding.site)
+        for tensor in [t for t in binding.names if t not in needed]:
+            delattr(share, binding.names.pop(tensor))
+        store = binding.store
+        if isinstance(store, Store):
+            needed = binding.rule.shared([binding.site])
+            for name in [n for n in store() if n not in needed]:
+                delattr(store, name)
+
+
+def subnet_config(
+    model: str | os.PathLike | PretrainedConfig, name: str | None = None, *, budget: str | None = None,
+    bits: Any = None, **kwargs: Any,
+) -> PretrainedConfig:  # fmt: skip
+    """The config with which `from_pretrained` reads one subnet of an elastic checkpoint, and no more of the
+    file than it needs.
+
+    Args:
+        model: path or Hub id of the elastic checkpoint.
+        name: a name in its `subnets.json`.
+        budget: in place of a name, the best one within "3.0 bits" or "1200000 bytes".
+        bits: in place of a name, a width, or a width for each site.
+        kwargs: for `AutoConfig.from_pretrained` (`revision`, `token`, ...).
+
+    Raises:
+        ConfigError: if there is no such subnet, or the checkpoint has no choice of bits.
+    """
+    if sum(x is not None for x in (name, budget, bits)) != 1:
+        raise ConfigError("give one of name, budget and bits")
+    config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else None
+    config = AutoConfig.from_pretrained(model, **kwargs) if config is None else config
+    outer: Any = getattr(config, "quantization_config", None)
+    values = outer.to_dict() if hasattr(outer, "to_dict") else outer
+    if not isinstance(values, dict) or not values.get("plan"):
+        raise ConfigError(f"{model} is no shared checkpoint")
+    if bits is None:
+        where: Any = config.name_or_path if isinstance(model, PretrainedConfig) else model
+        settings = find(subnets(where, **kwargs), name, budget)["choices"]
+    else:
+        settings = {"bits": bits}
+    plan = SharePlan.from_dict(values["plan"])
+    small = narrowed(plan, settings)
+    if small == plan:
+        raise ConfigError(f"{model} has no choice of bits, so there is nothing to leave out")
+    config.quantization_config = {**values, "plan": small.to_dict()}
+    return config

@@ -1,0 +1,226 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Once for all: one model whose every weight may have 2, 3 or 4 bits, and adapters that know which.
+
+A weight is one nested code (`nested.py`): its b top bits and a scale and an offset of their own make the
+b-bit weight. Beside it, for each weight, lie low-rank deltas that recover what the bits lost (`bywidth.py`):
+`r_private` for each width, and `r_shared` for all widths behind a learned gate for each,
+
+    W_b x + B_b A_b x + g_b B A x
+
+Both may be adapters of another method, which then share across layers: `private=ShareLoraConfig(r=2,
+share="A")`, `shared=MosConfig(...)`. `ranks` adds elastic ranks (neural low-rank search, LoNAS / Shears):
+one delta whose first k ranks work by themselves.
+
+| preset      | is                                                                                       |
+| ----------- | ---------------------------------------------------------------------------------------- |
+| "hf_share"  | one code, own lines, gated shared and private deltas                                     |
+| "llm-qfa"   | LLM-QFA (arXiv 2405.20202): a code each width, GPTQ, pooled deltas private to a width     |
+| "matquant"  | MatQuant (arXiv 2502.06786): an 8-bit code for 2, 4 and 8 bits, rounded, one line         |
+| "nls"       | weights as they are, and a delta of rank 32, 24 or 16                                    |
+
+A weight that stands at several depths keeps one code. `choose(model, bits=3)` sets the width,
+`choose(model, bits={site: 2, ...})` site by site.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..adapter import AdapterConfig, group_names
+from ..bywidth import ByWidth, Gated, Pooled
+from ..config import ShareConfig, method
+from ..errors import ConfigError, unknown
+from ..nested import BASES, Nested
+from ..plan import SharePlan
+from ..rebuild import rebuild
+from ..rules import LowRank, Rule
+from ..sites import Site, backbone, resolve
+from ..steps import Generate
+from ..targets import ALL_LINEAR, select
+from ..visits import first_visit
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "hf_share": {"bits": [2, 3, 4], "r_private": 2, "r_shared": 6},
+    "llm-qfa": {"bits": [2, 3, 4], "slicing": "copies", "base": "gptq", "r_private": 4, "pooled": True},
+    "matquant": {"bits": [2, 4, 8], "slicing": "matquant"},
+    "nls": {"bits": [], "ranks": [32, 24, 16]},
+}
+FILLED: dict[str, Any] = {
+    "bits": [], "slicing": "own", "base": "minmax", "r_private": 0, "r_shared": 0, "pooled": False,
+    "ranks": None,
+}  # fmt: skip
+
+
+@method
+@dataclass
+class ElasticConfig(ShareConfig):
+    """Config of an elastic model, for `hf_share.share`. What is left out is as its `preset` has it.
+
+    Args:
+        preset: see above.
+        bits: the widths, narrowest first; an empty list keeps the weights as they are.
+        master_bits: bits of the code that is stored; the widest width if None.
+        group_size: weights that have one scale and one offset for each width.
+        base: how codes are found: "minmax", "gptq" (needs calibration) or "hqq".
+        slicing: "own", "matquant" or "copies" (`hf_share/nested.py`).
+        lambdas: what an error counts at each width when codes are chosen.
+        affine: "fp16" or "fp32", of scales and offsets.
+        r_private, r_shared: ranks of the deltas for each width and for all.
+        pooled: deltas meet sums over groups of inputs (QA-LoRA), so that they merge into the offsets exactly.
+        private, shared: an adapter's config in place of `r_private`, `r_shared`.
+        ranks: ranks of one more delta, of which the first k work by themselves.
+        lora_alpha: deltas are multiplied by `lora_alpha / r`; twice the rank if None.
+        lora_dropout: dropout on the input of deltas while training.
+        target_modules: every linear weight but the head if None.
+
+    Example:
+        >>> config = ElasticConfig(bits=[2, 3, 4], group_size=64)
+        >>> config.settings["r_shared"]
+        6
+    """
+
+    name: ClassVar[str] = "elastic"
+    has_targets: ClassVar[bool] = True
+
+    preset: str = "hf_share"
+    bits: list[int] | None = None
+    master_bits: int | None = None
+    group_size: int = 64
+    base: str | None = None
+    slicing: str | None = None
+    lambdas: list[float] | None = None
+    affine: str = "fp16"
+    r_private: int | None = None
+    r_shared: int | None = None
+    pooled: bool | None = None
+    private: Any = None
+    shared: Any = None
+    ranks: list[int] | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.preset not in PRESETS:
+            raise unknown("preset", self.preset, PRESETS, ConfigError)
+        self._take_list("bits", int)
+        self._take_list("ranks", int)
+        self._take_list("lambdas", (int, float))
+        if self.target_modules is None:
+            self.target_modules = ALL_LINEAR
+        for name in ("private", "shared"):
+            value = getattr(self, name)
+            made = ShareConfig(**value) if isinstance(value, dict) else value
+            if made is not None and not isinstance(made, AdapterConfig):
+                raise ConfigError(f"{name} takes an adapter's config, such as ShareLoraConfig(...)")
+            setattr(self, name, made)
+        s = self.settings
+        for name in ("r_private", "r_shared"):
+            if isinstance(s[name], bool) or not isinstance(s[name], int) or s[name] < 0:
+                raise ConfigError(f"{name} is {s[name]!r}; a whole number of at least 0 fits")
+        if s["base"] not in BASES:
+            raise unknown("base", s["base"], BASES, ConfigError)
+        if not s["bits"] and not s["ranks"]:
+            raise ConfigError("an elastic model has bits or ranks to choose from; give one of them")
+        if not s["bits"] and (self.private or self.shared or self.r_private or self.r_shared):
+            raise ConfigError("deltas by width need bits; `ranks` are of weights as they are, too")
+        if s["pooled"] and (self.private or self.shared):
+            raise ConfigError("pooled is of r_private and r_shared; private and shared bring their own form")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the preset and the fields say together."""
+        asked = {name: getattr(self, name) for name in FILLED}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return {**FILLED, **PRESETS[self.preset], **given}
+
+    @property
+    def needs_calibration(self) -> bool:
+        return bool(self.settings["bits"]) and self.settings["base"] == "gptq"
+
+    def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
+        base = backbone(model)
+        return self._plan_of(model, lambda site: id(getattr(resolve(base, site.module), "weight", site)))
+
+    def steps_after(self, model: nn.Module, before: SharePlan, calibration: Any = None) -> SharePlan:
+        shaped = rebuild(model, before.arranges) if before.arranges else None
+        if shaped is None:
+            return super().steps_after(model, before, calibration)
+        return self._plan_of(shaped, lambda site: first_visit(site, before.arranges))
+
+    def _plan_of(self, model: nn.Module, weight: Callable[[Site], Hashable]) -> SharePlan:
+        """The plan for `model`, in which sites have one weight if `weight` says the same of them."""
+        s = self.settings
+        targets = select(model, self)
+        plan = SharePlan(tuple(self._codes(model, targets, weight)) if s["bits"] else ())
+        for stem, around, r, config in (
+            ("private", ByWidth, s["r_private"], self.private),
+            ("shared", Gated, s["r_shared"], self.shared),
+        ):
+            plan += SharePlan(tuple(self._deltas(model, targets, stem, around, r, config)))
+        if s["ranks"]:
+            r = max(s["ranks"])
+            delta = LowRank(r=r, ranks=tuple(sorted(s["ranks"])), **self._common(r))
+            plan += SharePlan((_step(delta, targets, *group_names(model, "elastic", [targets[:1]])),))
+        return plan
+
+    def _codes(
+        self, model: nn.Module, targets: Sequence[Site], weight: Callable[[Site], Hashable]
+    ) -> list[Generate]:
+        """A step for the weights that stand at one depth, and one for each that stands at several."""
+        s = self.settings
+        visits: dict[Hashable, list[Site]] = {}
+        for site in targets:
+            visits.setdefault(weight(site), []).append(site)
+        code = Nested(
+            widths=tuple(s["bits"]), planes=self.master_bits, group_size=self.group_size,
+            slicing=s["slicing"], base=s["base"], affine=self.affine,
+            lambdas=None if self.lambdas is None else tuple(self.lambdas),
+        )  # fmt: skip
+        alone = [sites[0] for sites in visits.values() if len(sites) == 1]
+        several = [sites for sites in visits.values() if len(sites) > 1]
+        types = [alone[:1], *several] if alone else several
+        names = group_names(model, "codes", types)
+        found = [(alone, code)] if alone else []
+        found += [(sites, replace(code, tied=True)) for sites in several]
+        return [_step(rule, sites, name) for (sites, rule), name in zip(found, names, strict=True)]
+
+    def _deltas(
+        self, model: nn.Module, targets: Sequence[Site], stem: str, around: type[Rule], r: int, config: Any
+    ) -> list[Generate]:
+        widths = tuple(self.settings["bits"])
+        if not widths:
+            return []
+        if config is not None:
+            config = copy.copy(config)
+            config.target_modules = config.target_modules or self.target_modules
+            inner = config.steps(model).steps
+        elif r:
+            pooled = self.settings["pooled"]
+            size = {"group_size": self.group_size} if pooled else {}
+            delta = (Pooled if pooled else LowRank)(r=r, **size, **self._common(r))
+            inner = (_step(delta, targets, *group_names(model, stem, [list(targets[:1])])),)
+        else:
+            return []
+        return [_around(around, step, widths, stem) for step in inner]
+
+    def _common(self, r: int) -> dict[str, Any]:
+        alpha = 2.0 * r if self.lora_alpha is None else self.lora_alpha
+        return {"scale": alpha / r, "dropout": self.lora_dropout}
+
+
+def _step(rule: Rule, sites: Sequence[Site], group: str) -> Generate:
+    return Generate(rule=rule.name, sites=tuple(s.name for s in sites), group=group, args=rule.args())
+
+
+def _around(around: type[Rule], step: Generate, widths: tuple[int, ...], stem: str) -> Generate:
+    rule = around(widths=widths, inner={"rule": step.rule, "args": step.args})  # type: ignore[call-arg]
+    group = step.group if step.group.startswith(stem) else f"{stem}_{step.group}"
+    return Generate(rule=rule.name, sites=step.sites, group=group, args=rule.args())

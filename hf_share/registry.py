@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Named subnets: `subnets.json` beside the weights, one entry for each size that was found worth a name.
+
+    {"name": "3.0-bits", "choices": {"bits": {"layers.0.mlp.up_proj": 2, ...}}, "bytes": 5210432,
+     "mean_bits": 2.998, "nll": 1.806, "split": "tinystories/valid[60000:]"}
+
+`choices` is what `choose` takes; `bytes` is the file of that subnet alone; `nll` was measured on `split`, on
+which nothing was chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.utils import cached_file
+
+from .errors import CheckpointError, ConfigError, nearest, unknown
+
+
+FILE = "subnets.json"
+KEYS = ("name", "choices", "bytes", "mean_bits", "nll", "split")
+UNITS = {"bits": "mean_bits", "bytes": "bytes"}
+
+
+def subnets(model: nn.Module | str | os.PathLike, **kwargs: Any) -> list[dict[str, Any]]:
+    """The named subnets of a model, or of a folder or Hub id, smallest first; none if it has no list.
+
+    `kwargs` are for the download: `revision`, `token`, `cache_dir`, ...
+
+    Raises:
+        CheckpointError: if the list is no list of subnets.
+    """
+    if isinstance(model, nn.Module):
+        if known(model) is None:
+            remember(model, _fetched(getattr(model, "name_or_path", ""), kwargs))
+        return [dict(row) for row in known(model) or ()]
+    return _fetched(str(model), kwargs)
+
+
+def known(model: nn.Module) -> list[dict[str, Any]] | None:
+    """The list that is kept with the model, or lies in the folder it came from; nothing is downloaded."""
+    own = model.__dict__.get("_hf_share_subnets")
+    place = getattr(model, "name_or_path", "")
+    path = Path(place or "") / FILE
+    return read(path) if own is None and place and path.is_file() else own
+
+
+def _fetched(place: str, kwargs: dict[str, Any]) -> list[dict[str, Any]]:
+    if not place:
+        return []
+    silent = ("missing_entries", "connection_errors")
+    quiet = {f"_raise_exceptions_for_{what}": False for what in silent}
+    path = cached_file(place, FILE, **quiet, **kwargs)
+    return [] if path is None else read(path)
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The entries of a `subnets.json`, smallest first."""
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON file: {error}") from None
+    return checked(rows, str(path))
+
+
+def checked(rows: Any, where: str) -> list[dict[str, Any]]:
+    """`rows` as entries of a list of subnets, smallest first."""
+    if not isinstance(rows, list):
+        raise CheckpointError(f"{where} holds a {type(rows).__name__}; a list of subnets fits")
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+            raise CheckpointError(f"{where}: {row!r:.80} is no subnet with a name")
+        for key in row:
+            if key not in KEYS:
+                raise unknown(f"key of subnet {row['name']!r}", key, KEYS, CheckpointError)
+        if not isinstance(row.get("choices"), Mapping):
+            raise CheckpointError(f"{where}: subnet {row['name']!r} has no choices")
+    return sorted(rows, key=lambda row: row.get("bytes") or 0)
+
+
+def write(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as the `subnets.json` of `folder`, whole or not at all."""
+    path = Path(folder) / FILE
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(checked(list(rows), FILE), indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def remember(model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep the list with the model: `choose` finds it, and `save_pretrained` writes it."""
+    model.__dict__["_hf_share_subnets"] = checked([dict(row) for row in rows], "the list of subnets")
+
+
+def find(
+    rows: Sequence[Mapping[str, Any]], name: str | None = None, budget: str | None = None
+) -> dict[str, Any]:
+    """The entry called `name`, or the best one within `budget`: "3.0 bits" on average, or "1200000 bytes".
+
+    Raises:
+        ConfigError: with the nearest name, or with the smallest entry if none fits.
+    """
+    if not rows:
+        raise ConfigError("this model has no named subnets; hf_share.search finds and names some")
+    if name is not None:
+        found = next((row for row in rows if row["name"] == name), None)
+        if found is None:
+            names = [row["name"] for row in rows]
+            raise ConfigError(
+                f"no subnet is called {name!r}{nearest(name, names)}; there are {', '.join(names)}"
+            )
+        return dict(found)
+    most, key = _budget(budget)
+    within = [row for row in rows if row.get(key) is not None and row[key] <= most * (1 + 1e-9)]
+    if not within:
+        least = min((row[key] for row in rows if row.get(key) is not None), default=None)
+        raise ConfigError(f"no subnet within {budget!r}; the smallest has {least} {key.replace('_', ' ')}")
+    return dict(min(within, key=lambda row: (row.get("nll") is None, row.get("nll"), row.get("bytes"))))
+
+
+def _budget(text: Any) -> tuple[float, str]:
+    """The number of "3.0 bits" or "1200000 bytes", and the key of an entry it is about."""
+    number, _, unit = str(text).strip().partition(" ")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if value <= 0 or unit.strip() not in UNITS:
+        raise ConfigError(f'budget is {text!r}; "3.0 bits" or "1200000 bytes" fit')
+    return value, UNITS[unit.strip()]
