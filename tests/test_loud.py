@@ -10,7 +10,6 @@ import subprocess
 import sys
 import types
 
-import huggingface_hub
 import pytest
 import torch
 import transformers as tf
@@ -66,7 +65,10 @@ class Hub:
     def create_repo(self, repo_id, **kwargs):
         return types.SimpleNamespace(repo_id=repo_id)
 
-    def create_commit(self, operations, **kwargs):
+    def file_exists(self, *args, **kwargs):
+        return False
+
+    def create_commit(self, repo_id, operations, **kwargs):
         self.folder.mkdir(exist_ok=True)
         for operation in operations:
             with operation.as_file() as file:
@@ -74,10 +76,8 @@ class Hub:
 
 
 def write_pushed(model, folder):
-    card = huggingface_hub.ModelCard("---\nlicense: mit\n---\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tf.utils.hub, "hf_api", lambda: Hub(folder))
-        patch.setattr(tf.utils.hub, "create_and_tag_model_card", lambda *args, **kwargs: card)
+        patch.setattr("hf_share.hub.push.HfApi", lambda token: Hub(folder))
         model.push_to_hub("someone/shared")
 
 
