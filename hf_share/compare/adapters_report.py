@@ -31,8 +31,9 @@ def page(domains: list[str], arms: list[tuple[str, str]], results: Results, outp
     """Write `<output>.md` and `<output>.png`, and return the page. `arms` are (name, budget)."""
     parts = ["# Adapters at equal budgets", INTRO]
     for domain in domains:
-        parts += [f"## To {domain}", table(HEAD, list(_rows(domain, arms, results)))]
-        parts += ["\n".join(_verdicts(domain, results))]
+        rows = list(_rows(domain, arms, results))
+        if rows:
+            parts += [f"## To {domain}", table(HEAD, rows), "\n".join(_verdicts(domain, results))]
     text = "\n\n".join(part for part in parts if part)
     write(output, text)
     panels = {d: _points(d, arms, results) for d in domains if _points(d, arms, results)}

@@ -41,14 +41,18 @@ def page(arms: list[str], results: Results, output: str) -> str:
     """Write `<output>.md` and two plots, and return the page."""
     whole = [arm for arm in dict.fromkeys(arms) if arm not in ATTENTION]
     parts = ["# Structures at equal sizes", INTRO, "## The whole model"]
-    parts += [table(HEAD, list(_rows(whole, results))), "## Attention alone"]
-    parts += [ATTENTION_INTRO, table(HEAD, list(_rows(list(ATTENTION), results)))]
+    parts += [table(HEAD, list(_rows(whole, results)))]
+    attention = list(_rows(list(ATTENTION), results))
+    if attention:
+        parts += ["## Attention alone", ATTENTION_INTRO, table(HEAD, attention)]
     scores = list(_scores([*whole, *ATTENTION], results))
     if scores:
         head = ("structure", "at most", *scores[0][0])
         parts += ["## Story tasks", TASKS, table(head, [row for _, row in scores])]
     parts += ["## With NF4 inside", NF4, table(NF4_HEAD, list(_nf4(whole, results)))]
-    parts += ["## Verdicts", "\n".join(_verdicts(results))]
+    verdicts = list(_verdicts(results))
+    if verdicts:
+        parts += ["## Verdicts", "\n".join(verdicts)]
     text = "\n\n".join(part for part in parts if part)
     write(output, text)
     for name, (key, label) in PLOTS.items():
