@@ -42,7 +42,7 @@ ATOMS = {"rule": "test_atoms", "atoms": 1}
 # plans that are well formed and that a Llama of four layers has no place for
 PLANS = {
     "unknown rule": (_plan(_generate(Q, "low_rnk", r=2)), "unknown rule 'low_rnk'; did you mean 'low_rank'"),
-    "unknown argument": (_plan(_generate(Q, ranks=2)), "unknown argument of rule 'low_rank' 'ranks'"),
+    "unknown argument": (_plan(_generate(Q, rang=2)), "unknown argument of rule 'low_rank' 'rang'"),
     "missing argument": (_plan(_generate(Q)), "rule 'low_rank' needs r"),
     "rank too large": (
         _plan(_generate(Q, r=33)),

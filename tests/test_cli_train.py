@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 
 import pytest
 import transformers
@@ -119,3 +120,7 @@ def test_share_heal_and_run_again(tmp_path, capsys):
     assert hf_share.describe(healed).groups
     main("heal", words)
     assert "finished at step 6 already" in capsys.readouterr().out
+    main("heal", [*words, "--json"])
+    said = json.loads(capsys.readouterr().out)["said"]
+    before, after = (line for line in said if "perplexity" in line)
+    assert before["text"].startswith("before:") and after["nll"] != before["nll"]

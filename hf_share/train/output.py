@@ -1,12 +1,17 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind: a model with its tokenizer, written whole or not at all."""
+"""What a run leaves behind: a model with its tokenizer, written whole or not at all, and what it says."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +37,34 @@ def save_output(model: Any, tokenizer: Any, folder: str | Path, card: str = "") 
             os.replace(file, folder / file.name)
 
 
+_said: ContextVar[list[dict[str, Any]] | None] = ContextVar("said", default=None)
+
+
 def say(*words: Any) -> None:
     """Print, from one process."""
     if PartialState().is_main_process:
         print(*words, flush=True)
+    lines = _said.get()
+    if lines is not None:
+        lines.append(_plain(words))
+
+
+@contextmanager
+def collected() -> Iterator[list[dict[str, Any]]]:
+    """What is said in the block, line by line, as plain values for machines."""
+    lines: list[dict[str, Any]] = []
+    token = _said.set(lines)
+    try:
+        yield lines
+    finally:
+        _said.reset(token)
+
+
+def _plain(words: Sequence[Any]) -> dict[str, Any]:
+    """The words as `text`, and the numbers of the measurement among them."""
+    out: dict[str, Any] = {"text": " ".join(map(str, words))}
+    for word in words:
+        if is_dataclass(word) and not isinstance(word, type):
+            out |= json.loads(json.dumps(asdict(word), default=str))
+            out |= {"perplexity": word.perplexity} if hasattr(word, "perplexity") else {}
+    return out
