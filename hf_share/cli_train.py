@@ -11,7 +11,7 @@ import typer
 
 app = typer.Typer(
     help="Train a model, an adapter, or what sharing took. Started again after an interruption, a command "
-    "goes on from the last complete checkpoint.",
+    "goes on from the last complete checkpoint. With --json what was measured comes as JSON.",
     no_args_is_help=True,
 )
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of a training task, for `hf-share train TASK` and for recipes/TASK.py alike.
 
-Each task is a file of this folder with a `main`. An error of the user is one line and exit code 2. With `--json`
-what was measured comes as JSON.
+Each task is a file of this folder with a `main`. An error of the user is one line and exit code 2. With
+`--json` what was measured comes as JSON.
 """
 
 from __future__ import annotations
