@@ -63,6 +63,11 @@ class TextRun(Settings):
                 "saved is measured"
             )
 
+    @property
+    def peak(self) -> float:
+        """The learning rate's peak."""
+        return self.learning_rate
+
     def reporters(self) -> list[str]:
         return [name.strip() for name in self.report_to.split(",")]
 
@@ -88,7 +93,7 @@ def common_arguments(config: TextRun, evaluates: bool) -> dict[str, Any]:
         "per_device_train_batch_size": config.batch,
         "per_device_eval_batch_size": config.batch,
         "gradient_accumulation_steps": config.accumulation,
-        "learning_rate": config.learning_rate,
+        "learning_rate": config.peak,
         "warmup_steps": config.warmup_steps,
         "seed": config.seed,
         "save_strategy": "steps" if config.save_steps else "no",

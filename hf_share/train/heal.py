@@ -49,6 +49,7 @@ class HealConfig(RunConfig):
     teacher: str = ""  # the model it was made of; empty: the dense one `structure` shares, or text alone
     output: str = "runs/heal"
 
+    learning_rate: float = 0.0  # 0: that of `RATES`
     train: str = "adapter"  # what trains: an adapter on shared weights, or everything ("full")
     r: int = 16
     share: str = "A"
@@ -64,18 +65,22 @@ class HealConfig(RunConfig):
     teacher_cache: str = ""
     teacher_top_k: int = 0
 
-    MAY_BE_ZERO = (*RunConfig.MAY_BE_ZERO, "replace_steps", "teacher_top_k")
+    MAY_BE_ZERO = (*RunConfig.MAY_BE_ZERO, "learning_rate", "replace_steps", "teacher_top_k")
 
     TASK: ClassVar[str] = "heal"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train not in TRAINS:
-            raise unknown("train", self.train, TRAINS, ConfigError)
+        if self.train not in RATES:
+            raise unknown("train", self.train, RATES, ConfigError)
         if self.structure:
             self.structure_config()
         if self.teacher_top_k and not self.teacher_cache:
             raise ConfigError(f"teacher_top_k={self.teacher_top_k} is of a cache; name its teacher_cache")
+
+    @property
+    def peak(self) -> float:
+        return self.learning_rate or RATES[self.train]
 
     def structure_config(self) -> ShareConfig:
         """The config that `structure` spells out, checked."""
@@ -84,7 +89,7 @@ class HealConfig(RunConfig):
         return ShareConfig(**self.structure)
 
 
-TRAINS = ("adapter", "full")
+RATES = {"adapter": 3e-3, "full": 1e-3}  # what trains, and the peak of its learning rate
 
 
 def load(config: HealConfig, tokenizer: Any = None, texts: Any = ()) -> tuple[Any, Any]:
