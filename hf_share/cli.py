@@ -100,6 +100,12 @@ Results = Annotated[
 ]
 
 
+Notes = Annotated[
+    list[str] | None,
+    typer.Option("--note", help="What a reader should know, such as the text it was healed on; repeat it."),
+]
+
+
 @app.command()
 def card(
     folder: Folder,
@@ -107,6 +113,7 @@ def card(
     dataset: Datasets = None,
     license: License = None,
     results: Results = None,
+    note: Notes = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; the terminal if left out.")
     ] = None,
@@ -120,7 +127,7 @@ def card(
 
     if output is not None and output.exists() and not force:
         raise FileExistsError(f"{output} is there already; choose another file or add --force")
-    made = hf_share.model_card(folder, **_card_options(folder, base_model, dataset, license, results))
+    made = hf_share.model_card(folder, **_card_options(folder, base_model, dataset, license, results, note))
     if output is not None:
         write_text(output, str(made))
     if as_json:
@@ -142,12 +149,13 @@ def push(
     dataset: Datasets = None,
     license: License = None,
     results: Results = None,
+    note: Notes = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a folder to the Hub in one commit, with a model card if it has none."""
     from .hub.push import push_folder
 
-    options = _card_options(folder, base_model, dataset, license, results)
+    options = _card_options(folder, base_model, dataset, license, results, note)
     done = push_folder(folder, repo, private=private, revision=revision, message=message, **options)
     tell(f"pushed to {done.repo_url.repo_id}, commit {done.oid}")
     if as_json:
@@ -157,12 +165,20 @@ def push(
 
 
 def _card_options(
-    folder: Path, base: str | None, datasets: list[str] | None, license: str | None, results: Path | None
+    folder: Path,
+    base: str | None,
+    datasets: list[str] | None,
+    license: str | None,
+    results: Path | None,
+    notes: list[str] | None,
 ) -> dict[str, Any]:
-    from .eval.report import scores_of
+    from .eval.report import baseline_of, scores_of
 
-    scores = None if results is None else scores_of(json.loads(results.read_text(encoding="utf-8")), folder)
-    return {"base_model": base, "datasets": datasets or (), "license": license, "results": scores}
+    found = None if results is None else json.loads(results.read_text(encoding="utf-8"))
+    return {
+        "base_model": base, "datasets": datasets or (), "license": license, "notes": notes or (),
+        "results": scores_of(found, folder), "baseline": baseline_of(found, folder),
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 import hf_share
 from hf_share import cli
 from hf_share.eval.paired import paired_difference
+from hf_share.eval.report import baseline_of, scores_of
 from hf_share.hub.push import push_folder
 from hf_share.train.pretrain import train_tokenizer
 
@@ -352,3 +353,21 @@ def test_a_model_is_measured_with_its_weights_quantised(place):
     assert found["small@quant=nf4"].bytes < found["dense@quant=nf4"].bytes
     with pytest.raises(hf_share.ConfigError, match="unknown quant 'nf5'.*'nf4'"):
         hf_share.evaluate(str(place / "dense@quant=nf5"), text=STORY)
+
+
+def test_a_card_from_a_report_says_what_was_lost(tmp_path):
+    def row(name, score):
+        scores = {"acc": {"value": score}}
+        price = {"perplexity": 10.0 / score, "bits_per_byte": 1.0}
+        return {"name": name, "tasks": {"stories": {"scores": scores}}, "perplexity": price}
+
+    report = {"models": [row("dense", 0.5), row("small", 0.4)], "settings": {"text": "t"}, "averaged": []}
+    assert scores_of(report, tmp_path / "small")["stories"] == {"acc": 0.4}
+    assert baseline_of(report, tmp_path / "small")["t"] == {"perplexity": 20.0, "bits_per_byte": 1.0}
+    assert baseline_of(report, tmp_path / "dense") is None and baseline_of({"t": {"acc": 1}}, "x") is None
+    zoo.build("llama").save_pretrained(tmp_path / "small")
+    (tmp_path / "table.json").write_text(json.dumps(report))
+    asked = ["card", str(tmp_path / "small"), "--results", str(tmp_path / "table.json"), "--note", "By hand."]
+    told = CliRunner().invoke(cli.app, asked)
+    assert told.exit_code == 0, told.output
+    assert "| stories | acc | 0.5 | 0.4 | -0.1 |" in told.output and "By hand." in told.output

@@ -162,6 +162,8 @@ def test_a_download_that_breaks_off_goes_on(hub, client):
 
 def test_push_a_folder(online, folder):
     (folder / "optimizer.pt").write_bytes(b"1")
+    (folder / "checkpoints" / "checkpoint-50").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-50" / "config.json").write_text("{}")
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "config.json").write_text("{}")
     done = push_folder(folder, "me/shared", private=True, message="first", base_model="me/base")

@@ -166,13 +166,32 @@ def scores_of(results: Any, folder: str | os.PathLike) -> Any:
     """What `hf-share eval` wrote of the model in `folder`, as task -> metric -> number; other results as they
     are.
     """
-    if not isinstance(results, dict) or not {"models", "settings", "averaged"} <= results.keys():
-        return results
+    return results if not _is_report(results) else _scores_in(results, _row_of(results, folder))
+
+
+def baseline_of(results: Any, folder: str | os.PathLike) -> Any:
+    """The same of the first model of that report, to which it compares the others; None if that is the one in
+    `folder`, or there is no report.
+    """
+    if not _is_report(results):
+        return None
+    first = results["models"][0]
+    return None if first is _row_of(results, folder) else _scores_in(results, first)
+
+
+def _is_report(results: Any) -> bool:
+    return isinstance(results, dict) and {"models", "settings", "averaged"} <= results.keys()
+
+
+def _row_of(results: dict[str, Any], folder: str | os.PathLike) -> dict[str, Any]:
     rows = {row["name"]: row for row in results["models"]}
     name = Path(folder).resolve().name
     if name not in rows and len(rows) > 1:
         raise unknown("model in these results", name, rows, ConfigError)
-    row = rows.get(name) or next(iter(rows.values()))
+    return rows.get(name) or results["models"][0]
+
+
+def _scores_in(results: dict[str, Any], row: dict[str, Any]) -> dict[str, dict[str, float]]:
     found = {
         task: {metric: score["value"] for metric, score in of["scores"].items()}
         for task, of in row["tasks"].items()

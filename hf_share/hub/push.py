@@ -25,8 +25,8 @@ from .written import CARD, card_in, inherited, is_ours, is_stock
 
 
 LEFT_OUT = [
-    ".*", "*/.*", "__pycache__/*", "checkpoint-*/*", "runs/*", "trainer_state.json", "training_args.bin",
-    "optimizer*", "scheduler*", "scaler*", "rng_state*", "pytorch_model_fsdp*",
+    ".*", "*/.*", "__pycache__/*", "checkpoint-*/*", "checkpoints/*", "runs/*", "trainer_state.json",
+    "training_args.bin", "optimizer*", "scheduler*", "scaler*", "rng_state*", "pytorch_model_fsdp*",
 ]  # fmt: skip
 WITHOUT_XET = "\nIf this Hub or its proxy has no Xet storage, set HF_HUB_DISABLE_XET=1 for plain HTTP."
 
