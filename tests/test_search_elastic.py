@@ -287,4 +287,11 @@ def test_a_killed_command_goes_on(folder):
     assert json.loads(again) == json.loads(whole)
     whole_lines = before[: before.rfind("\n") + 1]
     assert kept.read_text().startswith(whole_lines) and len(kept.read_text()) > len(whole_lines)
-    assert kept.read_text() == (folder / "whole" / "evaluations.jsonl").read_text()
+    for line, other in zip(
+        kept.read_text().splitlines(), (folder / "whole" / "evaluations.jsonl").read_text().splitlines(),
+        strict=True,
+    ):  # fmt: skip
+        one, two = json.loads(line), json.loads(other)
+        # another process may sum in another order, which shows in the last digits of a divergence near zero
+        assert one.pop("value") == pytest.approx(two.pop("value"), rel=1e-4)
+        assert one == two
