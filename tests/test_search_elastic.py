@@ -284,7 +284,9 @@ def test_a_killed_command_goes_on(folder):
     killed.communicate(timeout=60)
     before = kept.read_text()
     again, _ = start().communicate(timeout=300)
-    assert json.loads(again) == json.loads(whole)
+    for row, other in zip(json.loads(again), json.loads(whole), strict=True):
+        assert row.pop("nll") == pytest.approx(other.pop("nll"), rel=1e-5)
+        assert row == other
     whole_lines = before[: before.rfind("\n") + 1]
     assert kept.read_text().startswith(whole_lines) and len(kept.read_text()) > len(whole_lines)
     for line, other in zip(
