@@ -9,29 +9,18 @@ Its bytes are those of its tensors and of the safetensors header that names them
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from .elastic import narrowed
 from .errors import ConfigError, unknown
+from .filesize import Tensors, file_bytes, tensors_of
 from .modules import Share
 from .sites import STORES, backbone, prefix
-from .ties import attached, to_file
-
-
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL",
-}  # fmt: skip
-
-Tensors = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+from .ties import attached
 
 
 @dataclass(frozen=True)
@@ -75,10 +64,7 @@ class Costs:
         record, dot = attached(model), prefix(model)
         if record is None or narrowed(record.plan) == record.plan:
             raise ConfigError("this model has no choice of bits; hf_share.ElasticConfig makes one that has")
-        state = to_file(model, model.state_dict(keep_vars=True))
-        aliases = getattr(model, "all_tied_weights_keys", None) or {}
-        once = {n: t for n, t in state.items() if n not in aliases or state.get(aliases[n]) is not t}
-        tensors = {name: (t.dtype, tuple(t.shape)) for name, t in once.items()}
+        tensors = tensors_of(model)
         codes: dict[str, list[Any]] = {}
         own: dict[str, dict[int, set[str]]] = {}
         pools: dict[str, Pool] = {}
@@ -140,36 +126,9 @@ class Costs:
                 names |= pool.needs[b]
         return file_bytes({name: self.tensors[name] for name in names})
 
-    def unit_bytes(self, unit: Unit, bits: int) -> int:
-        """What `unit` adds to a file at this width, but for a few digits of the header."""
-        return sum(_data(self.tensors[n]) + _named(n, self.tensors[n]) for n in unit.needs[bits])
-
 
 def _unit(sites: list[Any], own: Mapping[str, Mapping[int, set[str]]]) -> Unit:
     names = tuple(site.name for site in sites)
     widths = set.intersection(*(set(own[name]) for name in names))
     needs = {b: frozenset().union(*(own[name][b] for name in names)) for b in sorted(widths)}
     return Unit(names[0], names, sites[0].in_features * sites[0].out_features, needs)
-
-
-def file_bytes(tensors: Tensors) -> int:
-    """Bytes of the safetensors file, as transformers writes it, that holds tensors like these."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    # the format sorts by alignment, then by name
-    for name in sorted(tensors, key=lambda n: (-tensors[n][0].itemsize, n)):
-        start, end = end, end + _data(tensors[name])
-        dtype, shape = tensors[name]
-        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + -(-length // 8) * 8 + end
-
-
-def _data(tensor: tuple[torch.dtype, Iterable[int]]) -> int:
-    return tensor[0].itemsize * math.prod(tensor[1])
-
-
-def _named(name: str, tensor: tuple[torch.dtype, tuple[int, ...]]) -> int:
-    """About what one tensor takes in the header."""
-    entry = {"dtype": DTYPES[tensor[0]], "shape": tensor[1], "data_offsets": [10**9, 10**9]}
-    return len(json.dumps({name: entry}))

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,25 +18,65 @@ from .errors import ConfigError
 from .ties import to_file
 
 
-METADATA = {"format": "pt"}
-CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+HEADER = {"__metadata__": {"format": "pt"}}
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # fmt: skip
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+Shaped = tuple[torch.dtype, tuple[int, ...]]
+Tensors = Mapping[str, Shaped]
 
 
 def file_size(model: Any) -> int:
     """Bytes of the weights file of `model`, which may be on the meta device."""
-    header: dict[str, Any] = {"__metadata__": METADATA}
+    return file_bytes(tensors_of(model))
+
+
+def tensors_of(model: Any) -> dict[str, Shaped]:
+    """Type and shape of every tensor in the file of `model`, each once, by the name it is written under."""
+    state = to_file(model, model.state_dict(keep_vars=True))
+    aliases = getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
+    found = {}
+    for name, tensor in state.items():
+        alias = name in aliases and state.get(aliases[name]) is tensor
+        if torch.is_tensor(tensor) and not alias and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = (tensor.dtype, tuple(tensor.shape))
+    return found
+
+
+def file_bytes(tensors: Tensors) -> int:
+    """Bytes of the safetensors file, as transformers writes it, that holds tensors like these."""
+    header: dict[str, Any] = dict(HEADER)
     end = 0
-    for name, tensor in sorted(to_file(model, model.state_dict(keep_vars=True)).items()):
-        if id(tensor) in seen or not torch.is_tensor(tensor):
-            continue
-        seen.add(id(tensor))
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        kind = CODES.get(tensor.dtype, "I64")
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    written = len(json.dumps(header, separators=(",", ":")))
-    return 8 + -(-written // 8) * 8 + end
+    for name in in_order(tensors):
+        header |= entry(name, tensors[name], end)
+        end += data_bytes(tensors[name])
+    return 8 + -(-written(header) // 8) * 8 + end
+
+
+def in_order(tensors: Tensors) -> list[str]:
+    """Names as the format sorts them: by alignment, then by name."""
+    return sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
+
+
+def entry(name: str, tensor: Shaped, start: int) -> dict[str, Any]:
+    """What the header says of a tensor whose data begin at `start`."""
+    offsets = [start, start + data_bytes(tensor)]
+    return {name: {"dtype": DTYPES[tensor[0]], "shape": list(tensor[1]), "data_offsets": offsets}}
+
+
+def written(header: Mapping[str, Any]) -> int:
+    """Bytes of a header, or of a part of one, as JSON."""
+    return len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def data_bytes(tensor: tuple[torch.dtype, Iterable[int]]) -> int:
+    return tensor[0].itemsize * math.prod(tensor[1])
 
 
 def parse_target(text: str | float, dense: int) -> int:

@@ -9,15 +9,14 @@ these out, so it is a lower bound, and `slack` is the most they come to.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from torch import Tensor, nn
 
-from ..costs import DTYPES, Costs
+from ..costs import Costs
 from ..elastic import bindings, choose
+from ..filesize import HEADER, data_bytes, entry, in_order, written
 from ..importance import block_influence
 from ..modules import linear_weight
 from ..sites import Site, backbone, resolve
@@ -102,7 +101,7 @@ def _bytes(costs: Costs, decisions: Sequence[Decision]) -> Cost:
 
     options = tuple(tuple(least(unit.needs[b]) for b in sorted(unit.needs)) for unit in costs.units)
     pools = [[least(names) for names in pool.needs.values()] for pool in costs.pools]
-    fixed = 8 + len('{"__metadata__":{"format":"pt"}}') + least(costs.fixed) + sum(map(min, pools))
+    fixed = 8 + written(HEADER) + least(costs.fixed) + sum(map(min, pools))
     return Cost(
         options=options, fixed=fixed, exact=exact, slack=slack + sum(sum(p) - min(p) for p in pools)
     )
@@ -113,14 +112,11 @@ def _entries(costs: Costs) -> tuple[dict[str, int], int]:
     may take beyond: its offsets have as many digits as what surely stands before it, or more.
     """
     sizes, before, slack = {}, 0, 8  # the header ends at a multiple of 8
-    total = sum(dtype.itemsize * math.prod(shape) for dtype, shape in costs.tensors.values())
-    for name in sorted(costs.tensors, key=lambda n: (-costs.tensors[n][0].itemsize, n)):
-        dtype, shape = costs.tensors[name]
-        data = dtype.itemsize * math.prod(shape)
-        offsets = [before, before + data]
-        said = {name: {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": offsets}}
-        # a comma takes the place of the braces of `said` alone
-        sizes[name] = data + len(json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()) - 1
-        slack += sum(len(str(total)) - len(str(offset)) for offset in offsets)
+    total = sum(map(data_bytes, costs.tensors.values()))
+    for name in in_order(costs.tensors):
+        data = data_bytes(costs.tensors[name])
+        # a comma takes the place of the braces of an entry alone
+        sizes[name] = data + written(entry(name, costs.tensors[name], before)) - 1
+        slack += sum(len(str(total)) - len(str(offset)) for offset in (before, before + data))
         before += data if name in costs.fixed else 0
     return sizes, slack
