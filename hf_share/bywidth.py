@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -68,7 +69,7 @@ class _Around(Rule):
         if made.kind != "add" or made.reads:
             raise PlanError(f"{name}: rule {made.name!r} does not start as a delta that adds nothing known")
 
-    @property
+    @cached_property  # a pass asks for it several times
     def made(self) -> Rule:
         args = self.inner.get("args", {})
         return make_rule(self.inner["rule"], args if isinstance(args, Mapping) else {"args": args})

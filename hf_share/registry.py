@@ -21,6 +21,7 @@ from torch import nn
 from transformers.utils import cached_file
 
 from .errors import CheckpointError, ConfigError, nearest, unknown
+from .files import write_text
 
 
 FILE = "subnets.json"
@@ -86,10 +87,7 @@ def checked(rows: Any, where: str) -> list[dict[str, Any]]:
 
 def write(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows` as the `subnets.json` of `folder`, whole or not at all."""
-    path = Path(folder) / FILE
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(checked(list(rows), FILE), indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(Path(folder) / FILE, json.dumps(checked(list(rows), FILE), indent=1))
 
 
 def remember(model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> None:

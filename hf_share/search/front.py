@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import markdown, registry
 from ..errors import ConfigError
+from ..files import write_text
 from ..plots import _pyplot, save
 from ..registry import FILE, read
 
@@ -33,20 +34,16 @@ def write(folder: str | os.PathLike, rows: Iterable[Row]) -> Path:
     are in it. Rows of the same name there are replaced, others stay.
     """
     path = Path(folder, FILE)
-    path.parent.mkdir(parents=True, exist_ok=True)
     every = merged(read(path) if path.exists() else (), rows)
-    _write(path, json.dumps(every, indent=1))
-    _write(path.with_name("front.md"), table(every))
+    registry.write(folder, every)
+    write_text(path.with_name("front.md"), table(every))
     plot_front(every, path.with_name("front.png"))
     return path
 
 
 def table(rows: Iterable[Row]) -> str:
     """The rows as a Markdown table, smallest first."""
-    lines = ["| subnet | mean bits | bytes | nll |", "| --- | ---: | ---: | ---: |"]
-    for row in ordered(rows):
-        lines.append(f"| {' | '.join(cells(row))} |")
-    return "\n".join(lines)
+    return markdown.table(("subnet", "mean bits", "bytes", "nll"), [cells(row) for row in ordered(rows)])
 
 
 def cells(row: Row) -> tuple[str, str, str, str]:
@@ -72,9 +69,3 @@ def plot_front(rows: Sequence[Row], path: str | os.PathLike) -> None:
     axis.margins(0.12)
     axis.grid(alpha=0.3)
     save(figure, path)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..elastic import choose, chosen
 from ..eval.perplexity import perplexity
+from ..files import write_text
 from ..registry import remember, subnets
 from . import front
 from .budget import Budget
@@ -177,10 +178,7 @@ def _space(
     if given is None:
         given = measure_latency(model, space, _setter(model, space), modules_of(model, space), ids)
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_name(kept.name + ".part")
-            part.write_text(json.dumps(given, indent=1) + "\n", encoding="utf-8")
-            part.replace(kept)
+            write_text(kept, json.dumps(given, indent=1))
     costs = {**space.costs, "latency_ms": latency_cost(space.decisions, given)}
     space = Space(decisions=space.decisions, costs=costs)
     space.check(budget)
