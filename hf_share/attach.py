@@ -18,8 +18,10 @@ from torch import nn
 
 from . import arrange as _arrange
 from . import depths, visits
+from .cut import cut_modules, cuts, narrowed_index
 from .errors import PlanError, Refused, SiteError, unknown
-from .modules import Share, SharedLinear, Store, add_share
+from .lanes import Lanes
+from .modules import Share, SharedLinear, Store, add_share, limit_inputs
 from .plan import SharePlan
 from .rules import Rule, site_rules, step_rule
 from .sites import STORES, Site, backbone, find_site, prefix, resolve, sites, store_groups
@@ -57,11 +59,13 @@ def attach(model: nn.Module, plan: SharePlan) -> nn.Module:
 
 
 def arrange(model: nn.Module, plan: SharePlan) -> None:
-    """First half of `attach`: layers, zero sub-layers and config."""
+    """First half of `attach`: layers, zero sub-layers, config, and sub-layers of fewer lanes."""
     if plan.form == "source":
         _arrange.apply(model, plan.arranges)
     for step in plan.checkpoint().arranges:
         _arrange.remove_sublayers(model, step)
+    if cuts(plan):
+        cut_modules(model, plan, narrowed_index({s.name: s for s in sites(model, parts=True)}, plan))
 
 
 def bind(model: nn.Module, plan: SharePlan) -> nn.Module:
@@ -99,7 +103,9 @@ def step_sites(index: dict[str, Site], step: Generate) -> list[Site]:
 def _check_generates(model: nn.Module, plan: SharePlan) -> None:
     if not plan.generates:
         return
-    index = _visited_sites(model, plan)
+    record = attached(model)
+    arranges = (*(record.plan.arranges if record else ()), *plan.arranges)
+    index = narrowed_index(_visited_sites(model, plan), plan, arranges)
     taken = store_groups(model)
     made = _made(model)
     added = 0
@@ -112,7 +118,10 @@ def _check_generates(model: nn.Module, plan: SharePlan) -> None:
             _check_site(rule, step, site, made)
         if rule.kind == "replace":
             _check_visits(model, plan, step, found, index)
-        rule.check(found)
+        if not isinstance(rule, Lanes) or not rule.cut:  # cut lanes are checked, and gone
+            rule.check(found)
+        for name in rule.fed_by(step.sites[0]) if isinstance(rule, Lanes) else ():
+            find_site(index, name)
         site_rules(step)  # raises where a choice does not fit its site
         added += _size(rule.shared(found).values()) + sum(_size(rule.private(s).values()) for s in found)
     own = sum(p.numel() for p in model.parameters())
@@ -179,14 +188,17 @@ def _check_site(rule: Rule, step: Generate, site: Site, made: dict[str, list[Mad
 
 
 def _check_order(kind: str, group: str, site: Site, other: Made) -> None:
-    """A weight is made once, then mapped once, then added to."""
+    """What a weight sees is limited once, then it is made once, then mapped once, then added to."""
     one_part = site.part is None or other.site in (site.name, site.module)
     if kind == other.kind == "replace":
         raise PlanError(f"site {site.name!r} is replaced by two groups, {other.group!r} and {group!r}")
     if kind == other.kind == "map" and one_part:
         raise PlanError(f"site {site.name!r} is mapped by two groups, {other.group!r} and {group!r}")
-    if kind == "replace" or (kind == "map" and other.kind == "add"):
-        verb = {"add": "adds to", "map": "maps"}[other.kind]
+    if kind == other.kind == "limit":
+        raise PlanError(f"site {site.name!r} is limited by two groups, {other.group!r} and {group!r}")
+    turns = ("limit", "replace", "map", "add")
+    if turns.index(kind) < turns.index(other.kind):
+        verb = {"add": "adds to", "map": "maps", "replace": "replaces"}[other.kind]
         raise PlanError(
             f"site {site.name!r}: group {group!r} would {kind} the weight that group {other.group!r} {verb}; "
             f"{kind} it first"
@@ -205,11 +217,8 @@ def _size(shapes: Iterable[Sequence[int]]) -> int:
 
 def _visited_sites(model: nn.Module, plan: SharePlan) -> dict[str, Site]:
     """Sites by name as they will be once the plan's arrange steps are applied: depths count visits."""
-    found = sites(model, parts=True)
-    if plan.form == "checkpoint":
-        return {s.name: s for s in found}
-    index = {s.name: s for s in found}
-    for step in plan.arranges:
+    index = {s.name: s for s in sites(model, parts=True)}
+    for step in plan.arranges if plan.form == "source" else ():
         index = visits.visited(index, step)
     return index
 
@@ -227,6 +236,8 @@ def _bind_generate(model: nn.Module, step: Generate) -> None:
         device, dtype = _placement(module)
         share, constants = _share_of(base, site, module, rule), own.constants(site, found)
         share.bind(own, site, step.group, store, constants, device=device, dtype=dtype)
+        if rule.kind == "limit":
+            module.register_forward_pre_hook(limit_inputs)
 
 
 def _placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -238,15 +249,18 @@ def _placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 def _share_of(base: nn.Module, site: Site, module: nn.Module, rule: Rule) -> Share:
     share = module._modules.get("share")
-    if isinstance(share, Share):
-        return share
     if rule.kind == "replace":
         bias, dtype = getattr(module, "bias", None), _placement(module)[1]
         new = SharedLinear(site.in_features, site.out_features, bias, type(module), dtype)
         new.train(module.training)
+        if isinstance(share, Share):  # what it sees is limited
+            new.share = share
+            new.register_forward_pre_hook(limit_inputs)
         path, _, leaf = site.module.rpartition(".")
         setattr(resolve(base, path), leaf, new)
         return new.share
+    if isinstance(share, Share):
+        return share
     if share is not None:
         raise SiteError(f"site {site.name!r}: {type(module).__name__} already has a child called 'share'")
     module.share = Share()

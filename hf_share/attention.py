@@ -10,7 +10,7 @@ each is a type of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
@@ -50,20 +50,33 @@ def projection_types(model: nn.Module, letters: Sequence[str], stack: str | None
     return found
 
 
-def _of_stack(every: list[Site], letters: Sequence[str]) -> list[list[Site]]:
-    roles: dict[str, dict[tuple[int, int], list[Site]]] = {}
-    parts: dict[str, set[str]] = {}
+def attentions(every: Collection[Site]) -> Iterator[dict[str, str]]:
+    """For each attention among the sites of one layer, or of the layers of one stack: letter -> role. q, k
+    and v may have the role of one fused weight; what has no known name has the role "".
+    """
+    roles, parts = set(), {}
     for site in every:
         if site.part is not None:
             parts.setdefault(site.role.partition(":")[0], set()).add(site.part.name)
         elif site.kind != "expert":
+            roles.add(site.role)
+    for home in dict.fromkeys(site.role.rpartition(".")[0] for site in every if site.role in roles):
+        own = _attention(home, roles, parts)
+        if own:
+            yield own
+
+
+def _of_stack(every: list[Site], letters: Sequence[str]) -> list[list[Site]]:
+    roles: dict[str, dict[tuple[int, int], list[Site]]] = {}
+    for site in every:
+        if site.part is None and site.kind != "expert":
             roles.setdefault(site.role, {}).setdefault(site.shape, []).append(site)
     found: list[list[Site]] = []
-    for home in dict.fromkeys(role.rpartition(".")[0] for role in roles):
-        own = _attention(home, roles, parts)
-        for role in dict.fromkeys(_asked(letter, home, own) for letter in letters) if own else ():
+    for own in attentions(every):
+        home = own["q"].rpartition(".")[0]
+        for role in dict.fromkeys(_asked(letter, home, own) for letter in letters):
             found += roles[role].values()
-        if own and own["q"] == own["k"] and 0 < len(set(letters) & set(FUSED)) < len(FUSED):
+        if own["q"] == own["k"] and 0 < len(set(letters) & set(FUSED)) < len(FUSED):
             raise Refused(
                 f"{own['q']!r} of stack {every[0].stack!r} holds q, k and v in one weight, which is made "
                 f"whole or not at all; projections={list(letters)} asks for a part. Ask for q, k and v "
@@ -72,10 +85,10 @@ def _of_stack(every: list[Site], letters: Sequence[str]) -> list[list[Site]]:
     return found
 
 
-def _attention(home: str, roles: dict, parts: dict[str, set[str]]) -> dict[str, str]:
+def _attention(home: str, roles: Collection[str], parts: dict[str, set[str]]) -> dict[str, str]:
     """Letter -> role of the attention whose q, k and v lie in the module `home`; empty if none do."""
     dot = f"{home}." if home else ""
-    fused = [r for r in roles if r.rpartition(".")[0] == home and parts.get(r, set()) >= set(FUSED)]
+    fused = [r for r in sorted(roles) if r.rpartition(".")[0] == home and parts.get(r, set()) >= set(FUSED)]
     own = {letter: _first(roles, dot, LEAVES[letter]) for letter in LETTERS}
     own |= dict.fromkeys(FUSED, fused[0]) if fused else {}
     if not all(own[letter] for letter in FUSED):
@@ -85,7 +98,7 @@ def _attention(home: str, roles: dict, parts: dict[str, set[str]]) -> dict[str, 
     return own
 
 
-def _first(roles: dict, dot: str, leaves: Sequence[str]) -> str:
+def _first(roles: Collection[str], dot: str, leaves: Sequence[str]) -> str:
     return next((dot + leaf for leaf in leaves if dot + leaf in roles), "")
 
 

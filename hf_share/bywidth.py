@@ -75,6 +75,10 @@ class _Around(Rule):
         return make_rule(self.inner["rule"], args if isinstance(args, Mapping) else {"args": args})
 
     @property
+    def prefixes(self) -> bool:  # type: ignore[override]
+        return self.made.prefixes
+
+    @property
     def width(self) -> int:
         return self.widths[-1] if self.bits is None else self.bits
 

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Active depths: a stack whose layers come round several times may run fewer of its rounds.
+"""Active depths: a stack whose layers come round several times may run fewer of its rounds, and one whose
+layers are ranked may leave out the least.
 
 The list of layers becomes a `Depths`. What runs a model sees the active depths in it; what saves, ties or
 adapts a model goes by names, and finds them all. Every depth keeps its index, so its place in the KV cache is
@@ -68,23 +69,34 @@ def _comes_round(step: Arrange) -> bool:
     return step.roles == "all" and step.visits > 1
 
 
+def counts(plan: SharePlan) -> tuple[int, ...]:
+    """How many layers `choose` may set for the stacks of `plan` that may leave some out."""
+    offered = [step.depths for step in plan.arranges if step.drops]
+    return tuple(n for n in offered[0] if all(n in depths for depths in offered)) if offered else ()
+
+
+def _varies(step: Arrange) -> bool:
+    """Whether fewer of its depths may run."""
+    return _comes_round(step) or bool(step.drops)
+
+
 def activate(model: nn.Module, plan: SharePlan) -> None:
-    """Make the active loops of a checkpoint-form plan those of `model`. `check_active` has passed."""
-    for step in filter(_comes_round, plan.arranges):
+    """Make the active depths of a checkpoint-form plan those of `model`. `check_active` has passed."""
+    for step in filter(_varies, plan.arranges):
         parent, leaf = _place(model, step)
         held: Any = parent._modules[leaf]
         if not isinstance(held, Depths):
-            if step.loops is None:
+            if step.is_whole:
                 continue
             held = Depths(held).train(held.training)
             parent._modules[leaf] = held
             parent.register_forward_pre_hook(require_same_depths, with_kwargs=True)
-        held.active = None if step.loops is None else step.active(step.loops)
+        held.active = None if step.is_whole else step.running
 
 
 def restore(model: nn.Module, plan: SharePlan) -> None:
     """Take back what `activate` put in: plain lists of all layers, no hooks."""
-    for step in filter(_comes_round, plan.arranges):
+    for step in filter(_varies, plan.arranges):
         parent, leaf = _place(model, step)
         held = parent._modules[leaf]
         if isinstance(held, Depths):
@@ -104,7 +116,7 @@ def check_active(model: nn.Module, step: Arrange) -> None:
     """Raise where the active depths would be taken for others: a model looks up some things about the n-th
     layer it runs by n.
     """
-    if step.loops is None:
+    if step.is_whole:
         return
     stack = find_stack(model, step)
     place = depth_key(model, stack)
@@ -114,13 +126,17 @@ def check_active(model: nn.Module, step: Arrange) -> None:
     kinds = getattr(config, "layer_types", None) or ()
     if len(kinds) != len(step.order):
         return
-    for position, depth in enumerate(step.active(step.loops)):
+    for position, depth in enumerate(step.running):
         if kinds[depth] != kinds[position]:
             raise Refused(
-                f"stack {step.stack!r}: with loops={step.loops} depth {depth} ({kinds[depth]}) would run as "
+                f"stack {step.stack!r}: with {_told(step)} depth {depth} ({kinds[depth]}) would run as "
                 f"layer {position}, and the model would give it the attention mask of {kinds[position]}; "
-                "choose another number of loops, or an order whose loops come one after another"
+                "choose another number, or an order in which the kinds of layers stay in step"
             )
+
+
+def _told(step: Arrange) -> str:
+    return f"loops={step.loops}" if step.loops is not None else f"depth={step.layers}"
 
 
 def require_same_depths(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -150,7 +166,7 @@ def _require_filled(depths: Depths, cache: Cache) -> None:
 def _refuse_cache(filled: set[int], active: set[int]) -> None:
     raise Refused(
         f"this cache was filled by {len(filled)} depths, and {len(active)} are active now. Make a new cache, "
-        "or choose the loops that were active when it was made"
+        "or choose the depths that were active when it was made"
     )
 
 

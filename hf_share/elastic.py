@@ -3,9 +3,11 @@
 """Nested choices: a model may work at several sizes, and `choose` sets one in place.
 
 The choice of a low-rank rule is its `rank`: the first k rows of A and columns of B. The choice of a nested
-weight is its `bits`: the first planes of its code. The choice of a stack whose layers come round several
-times is its `loops`: the first k visits of each layer. Ranks and bits may differ from site to site. The
-active choice stands in the plan, so it is saved and a reload has it. Switching copies and moves nothing.
+weight is its `bits`: the first planes of its code. The choice of a feed-forward block is its `ffn`, the share
+of its neurons that work, and that of an attention its `kv_groups`. The choice of a stack whose layers come
+round several times is its `loops`, the first k visits of each layer, and that of one whose layers are ranked
+its `depth`. Ranks, bits and sizes of sub-layers may differ from site to site. The active choice stands in the
+plan, so it is saved and a reload has it. Switching copies and moves nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .steps import Generate
 from .ties import attached, change_plan
 
 
-LOOPS = "loops"
+LOOPS, DEPTH = "loops", "depth"  # choices of whole stacks
 
 
 def choices(model: nn.Module) -> dict[str, tuple[Any, ...]]:
@@ -39,8 +41,9 @@ def choices(model: nn.Module) -> dict[str, tuple[Any, ...]]:
         for name, values in binding.rule.choices().items():
             offered.setdefault(name, []).append(values)
     record = attached(model)
-    if record is not None and depths.loops(record.plan):
-        offered[LOOPS] = [depths.loops(record.plan)]
+    if record is not None:
+        stacks = {LOOPS: depths.loops(record.plan), DEPTH: depths.counts(record.plan)}
+        offered |= {name: [values] for name, values in stacks.items() if values}
     return {
         name: tuple(v for v in lists[0] if all(v in values for values in lists))
         for name, lists in offered.items()
@@ -96,8 +99,8 @@ def _at(name: str, value: Any, binding: Binding) -> Any:
 
 
 def _check_sites(model: nn.Module, name: str, values: Mapping[str, Any]) -> None:
-    if name == LOOPS:
-        raise ConfigError("loops is a choice of a whole stack; give one number")
+    if name in (LOOPS, DEPTH):
+        raise ConfigError(f"{name} is a choice of a whole stack; give one number")
     offered: dict[str, set[Any]] = {}
     for binding in bindings(model):
         found = binding.rule.choices().get(name)
@@ -129,7 +132,7 @@ def narrowed(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> Shar
     if settings:
         offered = {choice for step in plan.generates for choice in step_rule(step).choices()}
         for choice in settings:
-            if choice not in offered | {LOOPS}:
+            if choice not in offered | {LOOPS, DEPTH}:
                 raise unknown("choice", choice, offered, ConfigError)
         plan = with_choices(plan, settings)
     steps = (_narrowed(step) if isinstance(step, Generate) else step for step in plan.steps)
@@ -137,11 +140,20 @@ def narrowed(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> Shar
 
 
 def _narrowed(step: Generate) -> Generate:
+    if step_rule(step).kind == "limit":
+        return _cut(step)
     if "bits" not in step_rule(step).choices():
         return step
     widths = tuple(rule.width for rule in site_rules(step))  # type: ignore[attr-defined]
     kept = tuple(sorted(set(widths)))
     return replace(step, args={**step.args, "bits": widths if len(kept) > 1 else kept[0], "kept": kept})
+
+
+def _cut(step: Generate) -> Generate:
+    rules: list[Any] = site_rules(step)
+    sizes = tuple(rule.sizes[-1] if rule.size is None else rule.size for rule in rules)
+    size = sizes if len(set(sizes)) > 1 else sizes[0]
+    return replace(step, args={**step.args, rules[0].size_name: size, "cut": True})
 
 
 def bindings(model: nn.Module) -> Iterator[Binding]:

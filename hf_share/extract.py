@@ -21,12 +21,14 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
+from .cut import cut_rules, require_prefixes
 from .elastic import bindings, choose, narrowed
 from .errors import ConfigError
+from .lanes import Lanes
 from .modules import Share, Store
 from .plan import SharePlan
 from .registry import find, remember, subnets
-from .ties import attached, change_plan
+from .ties import attached, change_plan, rebind
 
 
 def extract(model: nn.Module, **settings: Any) -> nn.Module:
@@ -37,7 +39,8 @@ def extract(model: nn.Module, **settings: Any) -> nn.Module:
         >>> small.save_pretrained(folder)  # doctest: +SKIP
 
     Raises:
-        ConfigError: if the model has no choice of bits, or not this one.
+        ConfigError: if the model has no choice of bits or lanes, or not this one.
+        Refused: if lanes feed from a fused weight, or a rule's tensors cannot be cut short.
     """
     record = attached(model)
     if record is None or hasattr(model, "peft_config"):
@@ -45,7 +48,12 @@ def extract(model: nn.Module, **settings: Any) -> nn.Module:
     choose(model, **settings)
     plan = narrowed(record.plan)
     if plan == record.plan:
-        raise ConfigError("this model has no choice of bits, so there is nothing to leave out")
+        raise ConfigError("this model has no choice of bits or lanes, so there is nothing to leave out")
+    cut_rules(model, plan)
+    rebind(model, record.ties)  # each visit was cut by itself
+    for binding in bindings(model):
+        if isinstance(binding.rule, Lanes):
+            binding.rule = replace(binding.rule, cut=True)
     kept = {step.group: step.args["kept"] for step in plan.generates if "kept" in step.args}
     for binding in bindings(model):
         if binding.group in kept:
@@ -73,7 +81,7 @@ def _leave_out(share: Share) -> None:
 
 def subnet_config(
     model: str | os.PathLike | PretrainedConfig, name: str | None = None, *, budget: str | None = None,
-    bits: Any = None, **kwargs: Any,
+    bits: Any = None, ffn: Any = None, kv_groups: Any = None, **kwargs: Any,
 ) -> PretrainedConfig:  # fmt: skip
     """The config with which `from_pretrained` reads one subnet of an elastic checkpoint, and no more of the
     file than it needs.
@@ -82,28 +90,30 @@ def subnet_config(
         model: path or Hub id of the elastic checkpoint.
         name: a name in its `subnets.json`.
         budget: in place of a name, the best one within "3.0 bits" or "1200000 bytes".
-        bits: in place of a name, a width, or a width for each site.
+        bits, ffn, kv_groups: in place of a name, choices as `choose` takes them, for the whole model or site
+            by site; what is not said stays as the checkpoint has it.
         kwargs: for `AutoConfig.from_pretrained` (`revision`, `token`, ...).
 
     Raises:
-        ConfigError: if there is no such subnet, or the checkpoint has no choice of bits.
+        ConfigError: if there is no such subnet, or the checkpoint has no choice of bits or lanes.
+        Refused: if lanes feed from a fused weight, or a rule's tensors cannot be cut short.
     """
-    if sum(x is not None for x in (name, budget, bits)) != 1:
-        raise ConfigError("give one of name, budget and bits")
+    said = {k: v for k, v in (("bits", bits), ("ffn", ffn), ("kv_groups", kv_groups)) if v is not None}
+    if sum((name is not None, budget is not None, bool(said))) != 1:
+        raise ConfigError("give one of name, budget and choices (bits, ffn, kv_groups)")
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else None
     config = AutoConfig.from_pretrained(model, **kwargs) if config is None else config
     outer: Any = getattr(config, "quantization_config", None)
     values = outer.to_dict() if hasattr(outer, "to_dict") else outer
     if not isinstance(values, dict) or not values.get("plan"):
         raise ConfigError(f"{model} is no shared checkpoint")
-    if bits is None:
+    if not said:
         where: Any = config.name_or_path if isinstance(model, PretrainedConfig) else model
-        settings = find(subnets(where, **kwargs), name, budget)["choices"]
-    else:
-        settings = {"bits": bits}
+        said = dict(find(subnets(where, **kwargs), name, budget)["choices"])
     plan = SharePlan.from_dict(values["plan"])
-    small = narrowed(plan, settings)
+    small = narrowed(plan, said)
     if small == plan:
-        raise ConfigError(f"{model} has no choice of bits, so there is nothing to leave out")
+        raise ConfigError(f"{model} has no choice of bits or lanes, so there is nothing to leave out")
+    require_prefixes(small)
     config.quantization_config = {**values, "plan": small.to_dict()}
     return config

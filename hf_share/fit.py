@@ -21,10 +21,12 @@ from .attach import attach, check, step_sites
 from .dense import dense
 from .errors import ConfigError
 from .importance import second_moments
+from .lanes import Lanes
 from .modules import Share, SharedLinear, linear_weight
 from .plan import SharePlan
 from .rules import Rule, draw_seed, generator, step_rule
 from .sites import STORES, Site, Stack, backbone, resolve, sites, stacks, tensors
+from .sort_lanes import sort_lanes
 from .steps import Arrange, Generate, Step
 
 
@@ -203,6 +205,8 @@ def _fit_generate(model: nn.Module, step: Generate, source: Source, whole: Whole
     rule = step_rule(step)
     base = backbone(model)
     found = step_sites({s.name: s for s in sites(model, parts=True)}, step)
+    if isinstance(rule, Lanes):
+        return sort_lanes(model, rule, found, whole.moments)
     values = starting_values(base, step, found, source, whole)
     store = getattr(base, STORES, {})[step.group] if rule.shared(found) else None
     for name, tensor in store().items() if store is not None else ():

@@ -44,6 +44,7 @@ class LowRank(Rule):
 
     name: ClassVar[str] = "low_rank"
     kind: ClassVar[str] = "add"
+    prefixes: ClassVar[bool] = True
     active: ClassVar[tuple[str, ...]] = ("rank",)
 
     r: int

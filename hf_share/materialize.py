@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from . import arrange as _arrange
 from . import depths
 from .errors import Refused
-from .modules import Share, SharedLinear, ZeroSublayer, add_share, linear_weight
+from .modules import Share, SharedLinear, ZeroSublayer, add_share, limit_inputs, linear_weight
+from .plain_lanes import make_lanes_plain
 from .rebuild import rebuild
 from .sites import STORES, backbone, resolve, weight_kind
 from .steps import Arrange
@@ -74,13 +75,14 @@ def make_plain(model: Any) -> nn.Module:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     depths.restore(model, record.plan)
+    make_lanes_plain(model, record.plan)
     _leave_out_inactive(model, record.plan.arranges)
     return model
 
 
 def _leave_out_inactive(model: nn.Module, steps: tuple[Arrange, ...]) -> None:
     """A plain model has no choices: depths that are not active are gone."""
-    active = [(s.stack, s.active(s.loops), len(s.order)) for s in steps if s.loops is not None]
+    active = [(s.stack, s.running, len(s.order)) for s in steps if not s.is_whole]
     kept = tuple(Arrange(stack=path, order=order, depth=depth) for path, order, depth in active)
     for step in kept:
         _arrange.check(model, step, "source")
@@ -116,8 +118,9 @@ def _merge_share(module: Any) -> None:
     merged = merged.mT.contiguous() if weight_kind(module) == "conv1d" else merged
     module.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
     del module._modules["share"]
-    for key in [k for k, hook in module._forward_hooks.items() if hook is add_share]:
-        del module._forward_hooks[key]
+    for hooks, ours in ((module._forward_hooks, add_share), (module._forward_pre_hooks, limit_inputs)):
+        for key in [k for k, hook in hooks.items() if hook is ours]:
+            del hooks[key]
 
 
 @torch.no_grad()

@@ -103,6 +103,8 @@ class Share(nn.Module):
             return F.linear(x, self._whole())
         self._kept = None if torch.is_grad_enabled() else self._kept
         for binding in self.bindings:
+            if binding.rule.kind == "limit":
+                continue  # x is limited already
             tensors = self.tensors(binding)
             if binding.rule.kind == "map":
                 assert y is not None, "a map is over a weight"
@@ -132,6 +134,12 @@ class Share(nn.Module):
     def has_maps(self) -> bool:
         return any(binding.rule.kind == "map" for binding in self.bindings)
 
+    def limited(self, x: Tensor) -> Tensor:
+        """What of the inputs x (..., in) the weight sees."""
+        for binding in self.bindings:
+            x = binding.rule.limit(x) if binding.rule.kind == "limit" else x
+        return x
+
     def weight(self, W: Tensor | None = None, until: Binding | None = None) -> Tensor:
         """The weight the bindings (`until` one) make, or their delta on the module's own weight `W`: (out,
         in) of the whole module.
@@ -140,10 +148,14 @@ class Share(nn.Module):
         for binding in self.bindings:
             if binding is until:
                 break
+            if binding.rule.kind == "limit":
+                continue
             part = binding.dense(self.tensors(binding), total if W is None else W)
             total = part if total is None else total + part
-        assert total is not None, "a share has at least one binding"
-        return total
+        if W is None:
+            assert total is not None, "a share makes a weight, or has one"
+            return self.limited(total)
+        return self.limited(W if total is None else W + total) - W
 
     def extra_repr(self) -> str:
         return ", ".join(f"{b.rule.name}[{b.group}]" for b in self.bindings)
@@ -155,6 +167,11 @@ def add_share(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
     """
     share = module.share
     return share(args[0], output, own_of(module, args[0], output) if share.has_maps else None)
+
+
+def limit_inputs(module: Any, args: tuple) -> tuple:
+    """Forward pre-hook of a module with `limit` rules."""
+    return (module.share.limited(args[0]), *args[1:])
 
 
 class SharedLinear(nn.Module):

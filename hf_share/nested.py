@@ -66,6 +66,7 @@ class Nested(Rule):
         "elastic", "weights are codes of few bits whose top bits are narrower weights", "2402.10517"
     )
     frozen: ClassVar[bool] = True
+    prefixes: ClassVar[bool] = True
     active: ClassVar[tuple[str, ...]] = ("bits",)
 
     widths: tuple[int, ...]

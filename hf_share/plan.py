@@ -200,6 +200,10 @@ def _show(step: Step) -> str:
             extra += f" merge={step.merge}"
         if step.loops is not None:
             extra += f" loops={step.loops}"
+        if step.drops:
+            extra += f" depths={','.join(map(str, step.depths))}"
+        if step.layers is not None:
+            extra += f" layers={step.layers}"
         if step.scored_by is not None:
             extra += f" scored_by={step.scored_by}"
         return f"Arrange {step.stack}: [{order}]{extra}"

@@ -35,7 +35,7 @@ from .steps import Arrange, Generate, Step
 
 
 RULES: dict[str, type[Rule]] = {}
-KINDS = ("add", "replace", "map")
+KINDS = ("add", "replace", "map", "limit")
 Shape = tuple[int, ...]
 
 
@@ -43,10 +43,11 @@ class Rule(ABC):
     """Base of all rules. Subclasses are frozen dataclasses with a `name` and a `kind`, registered with
     `@rule`.
 
-    `kind` is `add` (a delta on the site's own weight), `replace` (the weight itself) or `map` (a function of
-    the site's own weight). A map finds that weight (out, in) as `t["W"]` in `weight`, and in `apply` what it
-    is `over`: `"W"`, or `"y"`, the product of x and the own weight (..., out), which a quantised module gives
-    as well.
+    `kind` is `add` (a delta on the site's own weight), `replace` (the weight itself), `map` (a function of
+    the site's own weight) or `limit` (a function of its inputs, before all others: `limit(x)`). A map finds
+    that weight (out, in) as `t["W"]` in `weight`, and in `apply` what it is `over`: `"W"`, or `"y"`, the
+    product of x and the own weight (..., out), which a quantised module gives as well. A limit finds as
+    `t["W"]` what all other rules make of it.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,7 @@ class Rule(ABC):
     light: ClassVar[bool] = False  # what it forms is small, and kept while nothing trains
     frozen: ClassVar[bool] = False  # all it stores are whole numbers, and a weight of theirs is fp32
     active: ClassVar[tuple[str, ...]] = ()  # the fields that hold the active choices
+    prefixes: ClassVar[bool] = False  # what a smaller site stores is the first part of what a larger one does
 
     def told(self) -> About:
         """What model cards say of this rule with these arguments."""
@@ -107,6 +109,10 @@ class Rule(ABC):
     def apply(self, x: Tensor, t: Mapping[str, Tensor], training: bool = False) -> Tensor:
         """`x @ weight(t).T` for x of shape (..., in)."""
         return F.linear(x, self.weight(t))
+
+    def limit(self, x: Tensor) -> Tensor:
+        """For kind `limit`: what of the inputs x (..., in) the weight sees, (..., in)."""
+        return x
 
     @abstractmethod
     def reset(self, name: str, tensor: Tensor, sites: Sequence[Site], generator: torch.Generator) -> None:
@@ -209,7 +215,7 @@ def with_choices(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> 
 
 def _with_choices(step: Step, settings: Mapping[str, Any] | None) -> Step:
     if isinstance(step, Arrange):
-        return _with_loops(step, None if settings is None else settings.get("loops", step.loops))
+        return _with_depths(step, {"loops": None, "depth": None} if settings is None else settings)
     if not isinstance(step, Generate):
         return step
     offered = step_rule(step).choices()
@@ -229,10 +235,13 @@ def _by_site(step: Generate, key: str, value: Any) -> Any:
     return values[0] if len(set(values)) == 1 else values
 
 
-def _with_loops(step: Arrange, loops: int | None) -> Arrange:
+def _with_depths(step: Arrange, settings: Mapping[str, Any]) -> Arrange:
+    loops, layers = settings.get("loops", step.loops), settings.get("depth", step.layers)
     loops = None if loops is None or loops >= step.visits or step.roles != "all" else loops
-    origin = None if step.origin is None else replace(step.origin, loops=loops)
-    return replace(step, loops=loops, origin=origin)
+    layers = None if layers is None or not step.drops or layers >= len(step.order) else layers
+    active: dict[str, Any] = {"loops": loops, "layers": layers}
+    origin = None if step.origin is None else replace(step.origin, **active)
+    return replace(step, origin=origin, **active)
 
 
 def draw_seed() -> int:

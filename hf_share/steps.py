@@ -39,6 +39,10 @@ class Arrange:
         depth: number of layers the step expects to find, so that a plan for another model is refused.
         loops: the active choice of how often a repeated source is visited, from its first visit on; all
             visits if None. The depths beyond stay in the model and its files.
+        drops: depths that may be left out, the first to go first; with `depths`, the numbers of layers that
+            are offered, rising, all of them last.
+        layers: the active choice of how many layers run; all if None. Those left out stay in the model and
+            its files.
         scores: what each source layer was measured to be worth when the order was chosen, for audit; in
             checkpoint form only `origin` has them.
         scored_by: the name of that measure (`"bi"`, `"gate"`).
@@ -54,6 +58,9 @@ class Arrange:
     sources: tuple[int, ...] | None = None
     depth: int | None = None
     loops: int | None = None
+    drops: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+    layers: int | None = None
     scores: tuple[float, ...] | None = None
     scored_by: str | None = None
     origin: Arrange | None = None
@@ -61,7 +68,7 @@ class Arrange:
     def __post_init__(self):
         require_name(self.stack, "arrange step: stack")
         where = f"arrange step on stack {self.stack!r}"
-        freeze(self, "order", "private")
+        freeze(self, "order", "private", "drops", "depths")
         if self.roles != "all":
             freeze(self, "roles")
         if self.sources is not None:
@@ -123,10 +130,31 @@ class Arrange:
                 raise PlanError(f"{where}: loops are of whole layers, and roles is {self.roles!r}")
             if self.loops > self.visits:
                 raise PlanError(f"{where}: loops is {self.loops}; a source has at most {self.visits} visits")
+        self._check_depths(where)
         if (self.scores is None) != (self.scored_by is None):
             raise PlanError(f"{where}: scores and scored_by, the name of the measure, go together")
         if self.scores is not None:
             self._check_scores(where)
+
+    def _check_depths(self, where: str):
+        if not self.drops and not self.depths and self.layers is None:
+            return
+        every = len(self.order)
+        for value in (*self.drops, *self.depths):
+            require_count(value, f"{where}: drops and depths", least=0)
+        if self.roles != "all" or self.visits > 1:
+            raise PlanError(f"{where}: depth is a choice of whole layers that are visited once")
+        if len(set(self.drops)) != len(self.drops) or max(self.drops, default=0) >= every:
+            raise PlanError(f"{where}: drops is {self.drops}; distinct depths below {every} fit")
+        least = every - len(self.drops)
+        rising = list(self.depths) == sorted(set(self.depths))
+        if not self.depths or not rising or self.depths[-1] != every or self.depths[0] < max(least, 1):
+            raise PlanError(
+                f"{where}: depths is {self.depths}; rising numbers from {max(least, 1)} to {every} fit, "
+                f"{every} among them"
+            )
+        if self.layers is not None and (isinstance(self.layers, bool) or self.layers not in self.depths):
+            raise PlanError(f"{where}: layers is {self.layers!r}; {self.depths} are offered")
 
     def _check_scores(self, where: str):
         require_name(self.scored_by, f"{where}: scored_by")
@@ -160,6 +188,17 @@ class Arrange:
         return tuple(d for d, turn in enumerate(self._turns) if loops is None or turn <= loops)
 
     @property
+    def running(self) -> tuple[int, ...]:
+        """The depths that run with the choices active here."""
+        gone = set(self.drops[: len(self.order) - self.layers]) if self.layers is not None else set()
+        return tuple(depth for depth in self.active(self.loops) if depth not in gone)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all depths run."""
+        return self.loops is None and self.layers is None
+
+    @property
     def members(self) -> tuple[int | None, ...]:
         """The layer each depth stands for: `sources`, or `order` where none are given."""
         return self.order if self.sources is None else self.sources
@@ -173,7 +212,8 @@ class Arrange:
     @property
     def only_removes(self) -> bool:
         """True if each depth keeps a layer of its own, so that the result is a plain, shallower model."""
-        return self.roles == "all" and len(set(self.order)) == len(self.order) and self.members == self.order
+        once = len(set(self.order)) == len(self.order) and self.members == self.order
+        return self.roles == "all" and once and not self.drops
 
     @property
     def pattern(self) -> str:

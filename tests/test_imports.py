@@ -18,13 +18,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 LAYERS = (
     "errors about plain steps plan linalg planes codes difference files markdown",
     "fused sites peft_type",
-    "rules rebuild targets config attention",
-    "binding shelter adapter scale atoms factors low_rank nested bywidth",
+    "rules rebuild targets config attention sublayers",
+    "binding shelter adapter scale atoms factors low_rank nested bywidth lanes",
     "modules allocate guards",
     "registry ties visits depths dense",
-    "arrange",
+    "arrange cut plain_lanes",
     "attach",
     "importance gates lines",
+    "sort_lanes structure",
     "fit materialize describe plots elastic drift scan activations",
     "formed settle extract costs packed merge filesize",
     "methods",
@@ -41,7 +42,8 @@ LAYERS = (
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
     "errors about plain steps plan linalg fused sites rules scale config targets adapter importance gates "
-    "methods attention atoms factors dense drift allocate low_rank nested bywidth rebuild visits".split()
+    "methods attention atoms factors dense drift allocate low_rank nested bywidth lanes structure rebuild "
+    "visits".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {

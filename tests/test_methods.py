@@ -347,6 +347,15 @@ ROWS = {
     "Elastic ranks, adapter": Row(
         elastic(preset="nls", bits=None, ranks=[2, 4]), low_rank("", rank=4), adapter=True
     ),
+    "Elastic neurons": Row(elastic(bits=[], ffn=[0.5]), size, start=as_dense),
+    "Elastic heads": Row(elastic(bits=[], kv_groups=[1]), size, start=as_dense),
+    "Elastic depth": Row(elastic(preset="sorted", bits=[]), size),
+    "Elastic neurons and bits": Row(
+        elastic(ffn=[0.5], r_private=2, r_shared=3), added(by_bits(2, 3)), start=unsaid, idle="_2bit$"
+    ),
+    "Fold + elastic neurons": Row(
+        fold_then(elastic(bits=[], ffn=[0.5]), group_size=2), stored(PAIRS), start=as_dense
+    ),
     "Fold + elastic bits": Row(
         fold_then(elastic(r_private=1, r_shared=1, pooled=True), group_size=2),
         lambda model: stored(PAIRS)(model) + by_bits(1, 1, codes=2, pooled=16)(model),
@@ -426,6 +435,13 @@ for arch in (a for a in MODELS if a not in FUSED):
         REFUSED[row, arch] = "'q_proj:q'"
 for row in (name for name in ROWS if "MASA" in name):
     REFUSED[row, "mamba"] = "MambaForCausalLM has no attention with projections q, k and v in 'layers'"
+for row in (name for name in ROWS if "lastic neurons" in name):
+    for arch in ("mixtral", "qwen_moe", "mamba"):  # experts, and no feed-forward block
+        REFUSED[row, arch] = "has no feed-forward block under a known name"
+REFUSED["Elastic heads", "mamba"] = "does not say how many key-value heads it has"
+REFUSED["Elastic heads", "t5"] = "relative_attention_bias.weight, (32, 4)"
+for arch in ("t5", "whisper"):
+    REFUSED["Elastic depth", arch] = "depth is of a model with one stack of layers; this one has 2"
 
 
 @pytest.mark.parametrize("arch", MODELS)

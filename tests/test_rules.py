@@ -82,7 +82,8 @@ def _some(rule, name, value, gen):
 
 
 def test_every_registered_rule_is_in_the_table():
-    assert {name for name, _ in VARIANTS} == set(RULES), "add the new rule's variants to VARIANTS"
+    limits = {name for name, made in RULES.items() if made.kind == "limit"}  # test_lanes.py has them
+    assert {name for name, _ in VARIANTS} == set(RULES) - limits, "add the new rule's variants to VARIANTS"
 
 
 @pytest.mark.parametrize("where", SITES.values(), ids=SITES)

@@ -19,10 +19,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..cut import cuts
 from ..errors import CheckpointError
 from ..modules import Share
 from ..shelter import renamer
-from ..sites import STORES, backbone, prefix
+from ..sites import STORES, backbone, prefix, resolve
 from ..ties import attached, get_tensor
 
 
@@ -36,13 +37,13 @@ def check_files(model: Any, files: Sequence[str] | None) -> None:
         return  # a state dict in memory, or pickled files, which have no header
     found = _headers(model, files)
     where = Path(files[0]).parent if len(files) > 1 else files[0]
-    expected = _added(model)
+    expected, shortened = _added(model), cut_tensors(model)
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(
                 f"{where} lacks {name!r}, which its plan says is stored; the file was cut or changed"
             )
-        if found[name] != shape:
+        if found[name] != shape and not (name in shortened and _holds(found[name], shape)):
             is_shape, said = list(found[name]), list(shape)
             raise CheckpointError(f"{where}: {name!r} has shape {is_shape}, its plan says {said}")
     unread = _unread(model)
@@ -55,6 +56,26 @@ def check_files(model: Any, files: Sequence[str] | None) -> None:
         raise CheckpointError(
             f"{where} holds {extra[0]!r}, which its plan does not know and loading would leave out"
         )
+
+
+def _holds(found: Shape, shape: Shape) -> bool:
+    """Whether a tensor of one shape begins with one of the other."""
+    return len(found) == len(shape) and all(a >= b for a, b in zip(found, shape, strict=True))
+
+
+def cut_tensors(model: nn.Module) -> set[str]:
+    """Tensors, by name from the backbone, of which a file of the whole model holds more than the plan's lanes
+    need.
+    """
+    record, base = attached(model), backbone(model)
+    names: set[str] = set()
+    for path in cuts(record.plan) if record is not None else ():
+        module = resolve(base, path)
+        names |= {f"{path}.{name}" for name, _ in chain(module.named_parameters(), module.named_buffers())}
+        for binding in module.share.bindings if "share" in module._modules else ():
+            if binding.store is not None:
+                names |= {f"{STORES}.{binding.group}.{name}" for name in binding.store()}
+    return names
 
 
 def _unread(model: nn.Module) -> set[str]:

@@ -25,13 +25,14 @@ from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..attach import arrange, attach, bind, check
+from ..cut import prefix_of
 from ..errors import ConfigError, PlanError, Refused, unknown
 from ..guards import activations_quantised
 from ..plan import SharePlan
 from ..shelter import Shelter, sheltered
 from ..sites import prefix
-from ..ties import Attached, attached, to_file
-from .checkpoint import METHOD, check_files
+from ..ties import Attached, attached, get_tensor, to_file
+from .checkpoint import METHOD, check_files, cut_tensors
 from .publish import publish
 
 
@@ -129,7 +130,7 @@ class SharedQuantizer(HfQuantizer):
         record = attached(model)
         _check_places(record, kwargs.get("device_map"))
         check_files(model, checkpoint_files)
-        self.converters = _guard_converters(model, record)
+        self.converters = [*_guard_converters(model, record), *_prefix_converters(model)]
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -236,11 +237,35 @@ class _TakeGuard(ConversionOps):
         return {full_layer_name: max((t for found in lists for t in found), key=torch.numel)}
 
 
+class _TakePrefix(ConversionOps):
+    """Of a tensor of the whole model, the first part, which is what the model has room for."""
+
+    def convert(
+        self, input_dict: dict, *args: Any, full_layer_name: str = "", model: Any = None, **kwargs: Any
+    ) -> dict:
+        (value,) = input_dict.values()
+        value = value[0] if isinstance(value, list) else value
+        return {full_layer_name: prefix_of(value, get_tensor(model, full_layer_name).shape)}
+
+
+def _prefix_converters(model: Any) -> list[WeightConverter]:
+    out = []
+    for own in sorted(cut_tensors(model)):
+        for at in _starts(model):
+            out.append(WeightConverter([f"^{re.escape(at + own)}$"], [at + own], [_TakePrefix()]))
+    return out
+
+
+def _starts(model: Any) -> list[str]:
+    """What names in a file may begin with: the backbone's prefix here, none, or the one of its class."""
+    return list(dict.fromkeys((prefix(model), "", f"{model.base_model_prefix}.")))
+
+
 def _guard_converters(model: Any, record: Attached) -> list[WeightConverter]:
     """Read a guard where the model has its stock tensor, with or without the backbone's prefix in a file."""
     dot, out = prefix(model), []
     for stock, written in record.guards.items():
-        for at in dict.fromkeys((dot, "", f"{model.base_model_prefix}.")):
+        for at in _starts(model):
             name, source = at + stock.removeprefix(dot), at + written.removeprefix(dot)
             patterns = [f"^{re.escape(name)}$", f"^{re.escape(source)}$"]
             out.append(WeightConverter(patterns, [name], [_TakeGuard()]))

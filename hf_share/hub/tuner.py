@@ -59,6 +59,11 @@ def additions(plan: SharePlan) -> SharePlan:
 
 def _require_trained(step: Generate, found: list[Site]) -> None:
     rule = step_rule(step)
+    if rule.kind == "limit":
+        raise Refused(
+            f"rule {rule.name!r} is a choice of how much of the model itself works, which an adapter does "
+            "not hold. Use hf_share.share(model, config), and put adapters on what it returns"
+        )
     for name in (*rule.shared(found), *(n for site in found for n in rule.private(site))):
         if rule.whole(name) is not None:
             raise Refused(

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Once for all: one model whose every weight may have 2, 3 or 4 bits, and adapters that know which.
+"""Once for all: one model whose weights may have 2, 3 or 4 bits, whose feed-forward blocks, attentions and
+depth may be smaller, and adapters that know which.
 
 A weight is one nested code (`nested.py`): its b top bits and a scale and an offset of their own make the
 b-bit weight. Beside it, for each weight, lie low-rank deltas that recover what the bits lost (`bywidth.py`):
@@ -12,12 +13,20 @@ Both may be adapters of another method, which then share across layers: `private
 share="A")`, `shared=MosConfig(...)`. `ranks` adds elastic ranks (neural low-rank search, LoNAS / Shears):
 one delta whose first k ranks work by themselves.
 
+`ffn`, `kv_groups` and `depth` are sizes of the structure: the share of neurons and the number of key-value
+groups that work in each sub-layer (`hf_share/lanes.py`), and the number of layers. Neurons and groups are
+sorted once, the most important first, and layers are ranked, so that every size is the first part of a
+larger one: by `order`, which is what they carry on calibration text ("activation"; layers by block
+influence), the norm of their weights ("l2"; the last layers go first), or as they stand ("none").
+
 | preset      | is                                                                                       |
 | ----------- | ---------------------------------------------------------------------------------------- |
 | "hf_share"  | one code, own lines, gated shared and private deltas                                     |
 | "llm-qfa"   | LLM-QFA (arXiv 2405.20202): a code each width, GPTQ, pooled deltas private to a width     |
 | "matquant"  | MatQuant (arXiv 2502.06786): an 8-bit code for 2, 4 and 8 bits, rounded, one line         |
 | "nls"       | weights as they are, and a delta of rank 32, 24 or 16                                    |
+| "matformer" | MatFormer (arXiv 2310.07707): 1, 1/2, 1/4 or 1/8 of the neurons                          |
+| "sorted"    | Sorted LLaMA (arXiv 2309.08968): the first half of the layers, or more of them           |
 
 A weight that stands at several depths keeps one code. `choose(model, bits=3)` sets the width,
 `choose(model, bits={site: 2, ...})` site by site.
@@ -36,26 +45,32 @@ from ..adapter import AdapterConfig, group_names
 from ..bywidth import ByWidth, Gated, Pooled
 from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
+from ..lanes import ORDERS
 from ..low_rank import LowRank
 from ..nested import BASES, Nested
 from ..plan import SharePlan
 from ..rebuild import rebuild
 from ..rules import Rule
-from ..sites import Site, backbone, resolve
+from ..sites import Site, backbone, resolve, stacks
 from ..steps import Generate
+from ..structure import depth_step, ffn_steps, head_steps
 from ..targets import ALL_LINEAR, select
 from ..visits import first_visit
 
 
+HALVES = "half or more"  # of the layers: how many there are is known with the model
 PRESETS: dict[str, dict[str, Any]] = {
     "hf_share": {"bits": [2, 3, 4], "r_private": 2, "r_shared": 6},
     "llm-qfa": {"bits": [2, 3, 4], "slicing": "copies", "base": "gptq", "r_private": 4, "pooled": True},
     "matquant": {"bits": [2, 4, 8], "slicing": "matquant"},
     "nls": {"bits": [], "ranks": [32, 24, 16]},
+    "matformer": {"bits": [], "ffn": [0.125, 0.25, 0.5, 1.0]},
+    "sorted": {"bits": [], "depth": HALVES, "order": "none"},
 }
+CHOICES = ("bits", "ranks", "ffn", "kv_groups", "depth")
 FILLED: dict[str, Any] = {
     "bits": [], "slicing": "own", "base": "minmax", "r_private": 0, "r_shared": 0, "pooled": False,
-    "ranks": None,
+    "ranks": None, "ffn": None, "kv_groups": None, "depth": None, "order": None,
 }  # fmt: skip
 
 
@@ -77,6 +92,13 @@ class ElasticConfig(ShareConfig):
         pooled: deltas meet sums over groups of inputs (QA-LoRA), so that they merge into the offsets exactly.
         private, shared: an adapter's config in place of `r_private`, `r_shared`.
         ranks: ranks of one more delta, of which the first k work by themselves.
+        ffn: shares of the neurons of feed-forward blocks, each to the nearest `multiple_of`; the whole is
+            always offered, too.
+        kv_groups: numbers of key-value groups of attentions, each with its queries.
+        depth: numbers of layers.
+        order: what neurons, groups and layers are sorted by, see above; if None, "activation" where
+            calibration text is given and "l2" where none is.
+        multiple_of: numbers of neurons are multiples of it.
         lora_alpha: deltas are multiplied by `lora_alpha / r`; twice the rank if None.
         lora_dropout: dropout on the input of deltas while training.
         target_modules: every linear weight but the head if None.
@@ -104,6 +126,11 @@ class ElasticConfig(ShareConfig):
     private: Any = None
     shared: Any = None
     ranks: list[int] | None = None
+    ffn: list[float] | None = None
+    kv_groups: list[int] | None = None
+    depth: list[int] | None = None
+    order: str | None = None
+    multiple_of: int = 8
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
 
@@ -112,7 +139,10 @@ class ElasticConfig(ShareConfig):
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS, ConfigError)
         self._take_list("bits", int)
-        self._take_list("ranks", int)
+        for name in ("ranks", "kv_groups", "depth"):
+            self._take_list(name, int)
+        self._take_list("ffn", (int, float))
+        self.require_count("multiple_of")
         self._take_list("lambdas", (int, float))
         if self.target_modules is None:
             self.target_modules = ALL_LINEAR
@@ -128,8 +158,14 @@ class ElasticConfig(ShareConfig):
                 raise ConfigError(f"{name} is {s[name]!r}; a whole number of at least 0 fits")
         if s["base"] not in BASES:
             raise unknown("base", s["base"], BASES, ConfigError)
-        if not s["bits"] and not s["ranks"]:
-            raise ConfigError("an elastic model has bits or ranks to choose from; give one of them")
+        if s["order"] not in (None, *ORDERS):
+            raise unknown("order", s["order"], ORDERS, ConfigError)
+        if not any(s[name] for name in CHOICES):
+            known = ", ".join(CHOICES)
+            raise ConfigError(f"an elastic model has one of {known} to choose from; give one of them")
+        for name in ("ffn", "kv_groups", "depth"):
+            if isinstance(s[name], list) and (not s[name] or min(s[name]) <= 0):
+                raise ConfigError(f"{name} is {s[name]}; sizes above 0 fit")
         if not s["bits"] and (self.private or self.shared or self.r_private or self.r_shared):
             raise ConfigError("deltas by width need bits; `ranks` are of weights as they are, too")
         if s["pooled"] and (self.private or self.shared):
@@ -144,23 +180,54 @@ class ElasticConfig(ShareConfig):
 
     @property
     def needs_calibration(self) -> bool:
-        return bool(self.settings["bits"]) and self.settings["base"] == "gptq"
+        s = self.settings
+        structure = s["ffn"] or s["kv_groups"] or s["depth"]
+        return (bool(s["bits"]) and s["base"] == "gptq") or (bool(structure) and s["order"] == "activation")
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         base = backbone(model)
-        return self._plan_of(model, lambda site: id(getattr(resolve(base, site.module), "weight", site)))
+
+        def weight(site: Site) -> int:
+            return id(getattr(resolve(base, site.module), "weight", site))
+
+        return self._layers(model, calibration) + self._plan_of(model, weight, calibration)
+
+    def _layers(self, model: nn.Module, calibration: Any) -> SharePlan:
+        """The step that makes depth a choice."""
+        numbers = self.settings["depth"]
+        if not numbers:
+            return SharePlan()
+        if numbers == HALVES:
+            most = max(stack.depth for stack in stacks(model).values())
+            numbers = list(range(-(-most // 2), most + 1))
+        return SharePlan((depth_step(model, numbers, self._order(calibration), calibration),))
+
+    def _order(self, calibration: Any) -> str:
+        return self.settings["order"] or ("l2" if calibration is None else "activation")
 
     def steps_after(self, model: nn.Module, before: SharePlan, calibration: Any = None) -> SharePlan:
         shaped = rebuild(model, before.arranges) if before.arranges else None
         if shaped is None:
             return super().steps_after(model, before, calibration)
-        return self._plan_of(shaped, lambda site: first_visit(site, before.arranges))
+        if self.settings["depth"]:
+            raise ConfigError(
+                "depth is a choice of layers that each stand at one depth; of a model that another method "
+                "has arranged, its loops are the choice"
+            )
+        return self._plan_of(shaped, lambda site: first_visit(site, before.arranges), calibration)
 
-    def _plan_of(self, model: nn.Module, weight: Callable[[Site], Hashable]) -> SharePlan:
+    def _plan_of(
+        self, model: nn.Module, weight: Callable[[Site], Hashable], calibration: Any = None
+    ) -> SharePlan:
         """The plan for `model`, in which sites have one weight if `weight` says the same of them."""
-        s = self.settings
+        s, order = self.settings, self._order(calibration)
+        lanes = ffn_steps(model, s["ffn"], self.multiple_of, order) if s["ffn"] else []
+        lanes += head_steps(model, s["kv_groups"], order) if s["kv_groups"] else []
+        plan = SharePlan(tuple(lanes))
+        if not s["bits"] and not s["ranks"]:
+            return plan
         targets = select(model, self)
-        plan = SharePlan(tuple(self._codes(model, targets, weight)) if s["bits"] else ())
+        plan += SharePlan(tuple(self._codes(model, targets, weight)) if s["bits"] else ())
         for stem, around, r, config in (
             ("private", ByWidth, s["r_private"], self.private),
             ("shared", Gated, s["r_shared"], self.shared),
