@@ -199,6 +199,11 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
         """True if `steps` has to measure the model on text."""
         return any(config.needs_calibration for config in self.methods or ())
 
+    @property
+    def uses_calibration(self) -> bool:
+        """True if `steps` measures the model where it is given text, and does something else without."""
+        return self.needs_calibration or any(config.uses_calibration for config in self.methods or ())
+
     def bound(self, plan: SharePlan) -> ShareConfig:
         """The config with `plan` in force, as it is saved: this object, as in peft, or a copy if it already
         stands for another plan on another model.

@@ -27,8 +27,8 @@ from hf_share.train.divergences import Alpha
 from hf_share.train.elastic import (
     PRESETS,
     ElasticRunConfig,
+    choose_trained,
     load,
-    only_rules_train,
     perplexities,
     train_elastic,
 )
@@ -57,7 +57,7 @@ def elastic(**args) -> nn.Module:
     torch.manual_seed(2)
     config = ElasticConfig(group_size=16, **{"bits": [2, 3, 4], "r_private": 2, "r_shared": 2, **args})
     model = hf_share.share(build(), config)
-    only_rules_train(model)
+    choose_trained(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "B" in name.rpartition(".")[2]:
@@ -116,6 +116,29 @@ def test_a_space_is_of_sites_of_layers_or_of_the_model():
         assert widths(choose(model, **drawn)) == drawn["bits"]
     with pytest.raises(ConfigError, match="unknown part of a model 'block'"):
         space(model, "block")
+
+
+def test_structure_is_sampled_and_the_whole_model_learns(tmp_path):
+    """Neurons and depth of each draw; what no subnet used gets no gradient, and sizes lose less afterwards."""
+    torch.manual_seed(2)
+    model = hf_share.share(build(), ElasticConfig(bits=[], ffn=[0.25, 0.5], depth=[1]))
+    found = space(model)
+    assert found.values == {"ffn": (0.25, 0.5, 1.0), "depth": (1, 2)}
+    assert found.units == {"ffn": (("layers.0.mlp.down_proj",), ("layers.1.mlp.down_proj",))}
+    before = state(model)
+    config = ElasticRunConfig(
+        preset="matformer", steps=30, batch=4, context=12, learning_rate=1e-2, report_to="none",
+        output=str(tmp_path), save_steps=0,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="store nothing that trains"):
+        choose_trained(model, "rules")
+    losses = [dict(perplexities(model, IDS))]
+    train_elastic(model, IDS, None, config)
+    losses.append(dict(perplexities(model, IDS)))
+    assert losses[0].keys() == {"ffn=1.0, depth=2", "ffn=0.5, depth=1", "ffn=0.25, depth=1"}
+    assert all(losses[1][name].nll < losses[0][name].nll - 0.1 for name in losses[0])
+    after = state(model)
+    assert all(not torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

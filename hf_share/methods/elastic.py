@@ -181,8 +181,15 @@ class ElasticConfig(ShareConfig):
     @property
     def needs_calibration(self) -> bool:
         s = self.settings
-        structure = s["ffn"] or s["kv_groups"] or s["depth"]
-        return (bool(s["bits"]) and s["base"] == "gptq") or (bool(structure) and s["order"] == "activation")
+        return bool(s["bits"]) and s["base"] == "gptq" or self._sorts and s["order"] == "activation"
+
+    @property
+    def uses_calibration(self) -> bool:
+        return self.needs_calibration or self._sorts and self.settings["order"] is None
+
+    @property
+    def _sorts(self) -> bool:
+        return any(self.settings[name] for name in ("ffn", "kv_groups", "depth"))
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         base = backbone(model)

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Once-for-all training: one run teaches all subnets of an elastic model, and any of them is deployed.
 
-The elastic model comes from a dense one (`structure`) or is one already. What its rules store trains; codes,
-embeddings and norms stay as they are. Each preset says how subnets are sampled and what they learn from:
+The elastic model comes from a dense one (`structure`) or is one already. What its rules store trains, while
+codes, embeddings and norms stay as they are; a model whose rules store nothing that trains, since its choices
+are of structure alone, trains as a whole (`train`).
+
+Each preset says how subnets are sampled and what they learn from:
 
 | preset    | subnets                                  | teacher, weight          | as in                  |
 | --------- | ---------------------------------------- | ------------------------ | ---------------------- |
@@ -48,6 +51,7 @@ from .text import as_rows, target_bytes
 
 
 DENSE, NONE = "dense", "none"
+RULES, FULL = TRAINED = ("rules", "full")
 SANDWICH = {"kind": "sandwich", "n": 2}
 
 # name -> what `sampler`, `distill`, `teacher` and a given `structure` are where they do not say otherwise
@@ -65,8 +69,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "deps": {
         "sampler": {**SANDWICH, "warm": 0.55, "ramp": 0.02}, "teacher": LARGEST, "distill": {"weight": 1.0}
     },
-    "matformer": {"sampler": {"kind": "uniform", "per": "model"}, "teacher": NONE},
-    "sorted": {"sampler": {"kind": "every", "per": "model"}, "teacher": NONE},
+    "matformer": {
+        "sampler": {"kind": "uniform", "per": "model"}, "teacher": NONE,
+        "structure": {"method": "elastic", "preset": "matformer"},
+    },
+    "sorted": {
+        "sampler": {"kind": "every", "per": "model"}, "teacher": NONE,
+        "structure": {"method": "elastic", "preset": "sorted"},
+    },
     "nls": {
         "sampler": {"kind": "uniform"}, "teacher": NONE, "structure": {"method": "elastic", "preset": "nls"}
     },
@@ -83,6 +93,7 @@ class ElasticRunConfig(RunConfig):
     structure: dict = field(default_factory=dict)  # a method's config: {method: elastic, bits: [2, 3, 4]}
     sampler: dict = field(default_factory=dict)  # {kind: mixture, p: 0.3, per: site}
     distill: dict = field(default_factory=dict)  # {kind: kl, weight: 0.5, temperature: 1}
+    train: str = ""  # rules: what they store; full: the whole model; if "", rules where they store anything
     teacher: str = ""  # dense: the model `structure` takes; largest: of the subnets; none; or a model's name
     output: str = "runs/elastic"
 
@@ -92,6 +103,8 @@ class ElasticRunConfig(RunConfig):
         super().__post_init__()
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS, ConfigError)
+        if self.train not in ("", *TRAINED):
+            raise unknown("part that trains", self.train, TRAINED, ConfigError)
         if self.structure:
             self.structure_config()
         self.loss()
@@ -154,7 +167,7 @@ def load(config: ElasticRunConfig, tokenizer: Any = None, texts: Any = ()) -> tu
         raise ConfigError(f"{config.model} is shared already; leave out structure to train it as it is")
     else:
         asked = config.structure_config()
-        text = tokenize(tokenizer, texts[:64], config.context)[:16] if asked.needs_calibration else None
+        text = tokenize(tokenizer, texts[:64], config.context)[:16] if asked.uses_calibration else None
         set_seed(config.seed)  # a restart, or another process, starts from the same adapters
         model = share(model, asked, text)
     if teacher in (LARGEST, NONE):
@@ -187,7 +200,7 @@ def train_elastic(
     config = config or ElasticRunConfig()
     set_seed(config.seed)
     cached = getattr(model.config, "use_cache", True)
-    only_rules_train(model)
+    choose_trained(model, config.train)
     divergence, numbers = config.loss()
     trainer = ElasticTrainer(
         model=model,
@@ -206,13 +219,20 @@ def train_elastic(
     return trained.eval()
 
 
-def only_rules_train(model: nn.Module) -> None:
-    """Let the tensors of rules learn and nothing else."""
-    model.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, (Share, Store)):
-            for parameter in module.parameters():
-                parameter.requires_grad_(True)
+def choose_trained(model: nn.Module, train: str = "") -> None:
+    """Let the tensors of rules learn and nothing else, or all tensors; see `ElasticRunConfig.train`.
+
+    Raises:
+        ConfigError: if only rules shall learn, and they store nothing that does.
+    """
+    held = [m for m in model.modules() if isinstance(m, (Share, Store))]
+    stored = [p for module in held for p in module.parameters()]
+    if train == RULES and not stored:
+        raise ConfigError("the rules of this model store nothing that trains; train=full trains its weights")
+    rules = bool(stored) and train != FULL
+    model.requires_grad_(not rules)
+    for parameter in stored:
+        parameter.requires_grad_(True)
 
 
 def perplexities(model: Any, windows: Tensor, **args: Any) -> list[tuple[str, Perplexity]]:

@@ -105,7 +105,7 @@ def load(config: HealConfig, tokenizer: Any = None, texts: Any = ()) -> tuple[An
             raise ConfigError(f"{config.model} is shared already; leave out structure to heal it as it is")
         teacher = teacher or _read(config.model)
         asked = config.structure_config()
-        text = tokenize(tokenizer, texts[:64], config.context)[:16] if asked.needs_calibration else None
+        text = tokenize(tokenizer, texts[:64], config.context)[:16] if asked.uses_calibration else None
         model = share(model, asked, text)
     return model, teacher
 

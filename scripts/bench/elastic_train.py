@@ -106,10 +106,10 @@ def _train_alone(model, data, teacher, config):
     """One width has nothing to sample: the same loss, steps and data, in the trainer below."""
     from hf_share.train.arguments import training_arguments
     from hf_share.train.distill import DistillTrainer
-    from hf_share.train.elastic import only_rules_train
+    from hf_share.train.elastic import choose_trained
     from hf_share.train.text import as_rows
 
-    only_rules_train(model)
+    choose_trained(model)
     arguments = training_arguments(config, evaluates=False)
     DistillTrainer(model=model, args=arguments, train_dataset=as_rows(data), teacher=teacher).train()
     return model.eval()

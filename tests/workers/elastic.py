@@ -21,7 +21,7 @@ import zoo  # noqa: E402
 from helpers import rows  # noqa: E402
 
 import hf_share  # noqa: E402
-from hf_share.train.elastic import only_rules_train  # noqa: E402
+from hf_share.train.elastic import choose_trained  # noqa: E402
 from hf_share.train.elastic_trainer import ElasticTrainer, space  # noqa: E402
 from hf_share.train.samplers import make_sampler  # noqa: E402
 from hf_share.train.text import Windows  # noqa: E402
@@ -52,7 +52,7 @@ def train(name: str, folder: Path, batch: int) -> dict:
     torch.manual_seed(2)
     config = hf_share.ElasticConfig(group_size=16, r_private=2, r_shared=2)
     model = hf_share.share(zoo.build("llama", num_hidden_layers=2), config)
-    only_rules_train(model)
+    choose_trained(model)
     checkpointing = numbers.pop("checkpointing", False)
     arguments = tf.TrainingArguments(
         output_dir=str(folder), max_steps=3, per_device_train_batch_size=batch, learning_rate=1e-2, seed=7,
