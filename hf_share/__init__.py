@@ -23,6 +23,7 @@ from .hub.card import model_card
 from .hub.lora import to_lora
 from .hub.record import inner_config
 from .hub.register import register
+from .hub.slicer import slice_checkpoint
 from .importance import block_influence, rank_correlation, tokenize
 from .materialize import materialize
 from .merge import merge_deltas
@@ -96,6 +97,7 @@ __all__ = [
     "settle",
     "share",
     "share",
+    "slice_checkpoint",
     "subnet_config",
     "subnets",
     "text_perplexity",

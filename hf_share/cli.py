@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from . import cli_diff, cli_eval, cli_export, cli_plan, cli_search, cli_share, cli_train
+from . import cli_diff, cli_eval, cli_export, cli_plan, cli_search, cli_share, cli_slice, cli_train
 from .cli_common import (
     AsJson,
     Dtype,
@@ -42,6 +42,7 @@ app.command()(cli_share.share)
 app.command("eval")(cli_eval.evaluate)
 app.command()(cli_eval.compare)
 app.command()(cli_export.export)
+app.command("slice")(cli_slice.slice_files)
 app.command()(cli_diff.diff)
 
 

@@ -119,7 +119,7 @@ def test_a_space_is_of_sites_of_layers_or_of_the_model():
 
 
 def test_structure_is_sampled_and_the_whole_model_learns(tmp_path):
-    """Neurons and depth of each draw; what no subnet used gets no gradient, and sizes lose less afterwards."""
+    """Neurons and depth of each draw are another size; all sizes lose less afterwards."""
     torch.manual_seed(2)
     model = hf_share.share(build(), ElasticConfig(bits=[], ffn=[0.25, 0.5], depth=[1]))
     found = space(model)

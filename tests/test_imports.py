@@ -33,7 +33,7 @@ LAYERS = (
     "estimate propose export",
     "compare",
     "cli_common launch",
-    "cli_diff cli_eval cli_export cli_scan cli_search cli_train",
+    "cli_diff cli_eval cli_export cli_scan cli_search cli_slice cli_train",
     "cli_plan cli_share",
     "cli",
     "__init__",
