@@ -34,6 +34,7 @@ from .methods.masa import MasaConfig
 from .methods.mos import MosConfig
 from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
+from .per_layer import per_layer_class
 from .plan import SharePlan
 from .propose import Proposal, propose
 from .registry import subnets
@@ -89,6 +90,7 @@ __all__ = [
     "materialize",
     "merge_deltas",
     "model_card",
+    "per_layer_class",
     "propose",
     "rank_correlation",
     "scan",

@@ -87,11 +87,12 @@ def cut_modules(model: nn.Module, plan: SharePlan, index: Mapping[str, Site]) ->
     """Make the modules of `model` as narrow as the sites of `index`. Works on the meta device."""
     base = backbone(model)
     for name in cuts(plan):
-        _narrow_module(resolve(base, name), index[name])
+        narrow_module(resolve(base, name), index[name])
 
 
 @torch.no_grad()
-def _narrow_module(module: Any, site: Site) -> None:
+def narrow_module(module: Any, site: Site) -> None:
+    """Leave of a module's own tensors what `site` has features for."""
     rows, columns = site.out_features, site.in_features
     if isinstance(module, SharedLinear):
         module.in_features, module.out_features = columns, rows

@@ -20,6 +20,7 @@ from . import arrange as _arrange
 from . import depths
 from .errors import Refused
 from .modules import Share, SharedLinear, ZeroSublayer, add_share, limit_inputs, linear_weight
+from .per_layer import cut_by_layer
 from .plain_lanes import make_lanes_plain
 from .rebuild import rebuild
 from .sites import STORES, backbone, resolve, weight_kind
@@ -27,7 +28,7 @@ from .steps import Arrange
 from .ties import attached, get_tensor, owner, undeclare
 
 
-def materialize(model: nn.Module, dequantize: bool = False) -> nn.Module:
+def materialize(model: nn.Module, dequantize: bool = False, per_layer: bool = False) -> nn.Module:
     """A plain copy of a shared model, as a stock class with a stock config.
 
     Args:
@@ -35,9 +36,13 @@ def materialize(model: nn.Module, dequantize: bool = False) -> nn.Module:
             `merge_and_unload()`, which gives a plain model too.
         dequantize: also turn quantised weights into plain ones; without it a quantised model is refused,
             since its dense form is several times larger.
+        per_layer: give every layer its own sizes, said by `config.per_layer_config`, where a stock class has
+            one size for all and this fills up with zeros. Such a model loads by
+            `per_layer_class(LlamaForCausalLM)`, until transformers' own classes read that config.
 
     Raises:
-        Refused: for a peft model, or for a quantised one without `dequantize`.
+        Refused: for a peft model, for a quantised one without `dequantize`, or if the config has no word for
+            a size with `per_layer`.
     """
     if hasattr(model, "peft_config"):
         raise Refused(
@@ -50,11 +55,11 @@ def materialize(model: nn.Module, dequantize: bool = False) -> nn.Module:
                 "materialize(model, dequantize=True)"
             )
         model = copy.deepcopy(model)
-        return make_plain(model.dequantize())
-    return make_plain(copy.deepcopy(model))
+        return make_plain(model.dequantize(), per_layer)
+    return make_plain(copy.deepcopy(model), per_layer)
 
 
-def make_plain(model: Any) -> nn.Module:
+def make_plain(model: Any, per_layer: bool = False) -> nn.Module:
     """Make a shared model plain in place: form dense weights, untie, and remove stores, hooks and
     declarations.
     """
@@ -75,8 +80,10 @@ def make_plain(model: Any) -> nn.Module:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     depths.restore(model, record.plan)
-    make_lanes_plain(model, record.plan)
+    lanes = make_lanes_plain(model, record.plan)
     _leave_out_inactive(model, record.plan.arranges)
+    if lanes and per_layer:
+        cut_by_layer(model, record.plan, lanes)
     return model
 
 

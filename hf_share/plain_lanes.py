@@ -31,16 +31,15 @@ BLOCK_KEYS = (
 )  # fmt: skip
 
 
-def make_lanes_plain(model: nn.Module, plan: SharePlan) -> None:
+def make_lanes_plain(model: nn.Module, plan: SharePlan) -> dict[str, int]:
     """Give the sub-layers of a plain `model`, whose weights are zero beyond the active lanes of `plan`, one
-    size each that its config says.
+    size that its config says. Returns the lanes of the sub-layers of each group.
     """
-    for step in plan.generates:
-        if isinstance(step_rule(step), Lanes):
-            _make_plain(model, step, plan)
+    steps = [step for step in plan.generates if isinstance(step_rule(step), Lanes)]
+    return {step.group: _make_plain(model, step, plan) for step in steps}
 
 
-def _make_plain(model: nn.Module, step: Generate, plan: SharePlan) -> None:
+def _make_plain(model: nn.Module, step: Generate, plan: SharePlan) -> int:
     rules: list[Any] = site_rules(step)
     whole = rules[0].lanes
     idle = tuple(
@@ -63,6 +62,7 @@ def _make_plain(model: nn.Module, step: Generate, plan: SharePlan) -> None:
         _resize(resolve(backbone(model), name), side, now, size)
     if fresh is not None:
         _adopt(model, fresh, config)
+    return size
 
 
 def _with_size(model: nn.Module, rule: Lanes, lanes: int) -> Any:

@@ -26,7 +26,7 @@ LAYERS = (
     "attach",
     "importance gates lines",
     "sort_lanes structure",
-    "fit materialize describe plots elastic drift scan activations",
+    "fit materialize describe plots elastic per_layer drift scan activations",
     "formed settle extract costs packed merge filesize",
     "methods",
     "hub share train search eval shapes",

@@ -160,6 +160,39 @@ def test_sizes_may_differ_from_layer_to_layer(tmp_path):
         torch.testing.assert_close(logits(plain), out, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "mistral", "gemma2"])
+def test_layers_of_their_own_sizes_are_plain_by_per_layer_config(arch, tmp_path):
+    model = elastic(arch, ffn=[0.5], kv_groups=[1], depth=[3], order="none")
+    role = model._hf_share.plan.generates[0].sites[0].partition(".0.")[2]
+    hf_share.choose(model, depth=3, ffn={f"layers.1.{role}": 0.5}, kv_groups=1)
+    out = logits(model)
+    for shared in (model, hf_share.extract(copy.deepcopy(model))):
+        plain = hf_share.materialize(shared, per_layer=True)
+        torch.testing.assert_close(logits(plain), out, atol=1e-5, rtol=1e-5)
+        assert [layer.mlp.up_proj.out_features for layer in plain.model.layers] == [48, 24, 48]
+        assert not any(isinstance(m, Share) for m in plain.modules())
+        plain.save_pretrained(tmp_path)
+    config = tf.AutoConfig.from_pretrained(tmp_path)
+    assert [c.intermediate_size for c in config.per_layer_config] == [48, 24, 48]
+    assert [c.num_key_value_heads for c in config.per_layer_config] == [1, 1, 1]
+    kind = hf_share.per_layer_class(getattr(tf, config.architectures[0]))
+    again = kind.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(plain))
+    runs = [again.generate(X, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False)]
+    assert torch.equal(*runs)
+    with pytest.raises(RuntimeError, match="mismatch"):  # the stock class, which builds from global sizes
+        tf.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_config_without_a_word_has_no_per_layer_form():
+    model = elastic("opt", kv_groups=[1])
+    hf_share.choose(model, kv_groups=1)
+    with pytest.raises(Refused, match="no head_dim"):
+        hf_share.materialize(model, per_layer=True)
+    with pytest.raises(Refused, match="fed by a fused weight"):
+        hf_share.materialize(elastic("phi3", ffn=[0.5]), per_layer=True)
+
+
 @pytest.mark.parametrize("arch", ["gpt2", "opt", "phi3", "neox"])
 def test_a_config_without_a_word_for_it_keeps_all_lanes_with_zeros(arch):
     model = elastic(arch, kv_groups=[1])
