@@ -79,8 +79,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search the best subnet for a budget; a search that was stopped goes on where it was."""
+    from .budget import Budget
     from .errors import ConfigError
-    from .search.budget import Budget
     from .search.run import search as run
 
     limits, folder = Budget.of(",".join(budget)), _folder(model, output)
