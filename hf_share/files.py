@@ -27,19 +27,20 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 @contextmanager
 def filling(folder: str | os.PathLike) -> Iterator[Path]:
     """A folder to write into; what is in it moves to `folder` when the block ends, and nothing does if it
-    raises. What `folder` held stays, but for files and folders of the same name and for weights.
+    raises. What `folder` held stays, but for what has the same name and the weights of another model.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # inside of a folder that exists: it may be the one place on its disk that can be written to
-    beside = folder if folder.is_dir() else folder.parent
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{folder.name}-") as part:
+    place = folder if folder.is_dir() else folder.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix=f".{folder.name}-") as part:
         yield Path(part)
         folder.mkdir(exist_ok=True)
         new = {file.name for file in Path(part).iterdir()}
-        for old in folder.glob("*.safetensors*"):
+        # a shard of the model that stood here would be taken for one of this; an adapter spares its base
+        for old in folder.glob("*.safetensors*" if CONFIGS[0] in new else "adapter_*.safetensors*"):
             if old.name not in new:
-                old.unlink()  # a shard of the model that stood here would be taken for one of this
+                old.unlink()
         # these go last: a folder without them is no model
         for file in sorted(Path(part).iterdir(), key=lambda f: f.name in CONFIGS):
             if file.is_dir():

@@ -44,6 +44,15 @@ def test_what_is_new_replaces_files_folders_and_weights(tmp_path):
     assert tree(tmp_path) == {f"out/{name}": text for name, text in expected.items()}
 
 
+def test_an_adapter_leaves_its_base(tmp_path):
+    old = ("config.json", "model.safetensors", "adapter_model-00001.safetensors")
+    write(tmp_path, dict.fromkeys(old, "old"))
+    new = ("adapter_config.json", "adapter_model.safetensors")
+    with filling(tmp_path) as part:
+        write(part, dict.fromkeys(new, "new"))
+    assert tree(tmp_path) == dict.fromkeys(old[:2], "old") | dict.fromkeys(new, "new")
+
+
 @pytest.mark.parametrize("last", ["config.json", "adapter_config.json"])
 def test_the_configuration_moves_last(last, tmp_path, monkeypatch):
     moved, replace = [], os.replace

@@ -98,7 +98,7 @@ def measure(s, models, text, search_tokens, report_tokens):
     return {**found, "bytes": space.costs["bytes"].of(candidate), "nll": nll(model, report)}
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _prepared(place, text, search_tokens, report_tokens):
     """The dense model, its elastic twin and its space, and the two splits, which share no text."""
     import torch
