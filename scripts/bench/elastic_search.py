@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_nested import nll, windows
-from elastic_search_page import AFTER_TABLE, AT_THE_BITS_OF, BUDGETS, EQUAL_BITS, OURS, OUTPUT, page
+from elastic_search_page import AFTER_TABLE, AT_THE_BITS_OF, BUDGETS, EQUAL_BITS, FIXED, OURS, OUTPUT, page
 
 from hf_share.compare import cells
 
@@ -29,19 +29,18 @@ class Run:
 
     method: str
     evaluations: int | str = "after a table"
-    draws: bool = True
 
 
 CLAIMED = {  # what the claims are about; measured first
     OURS: Run("sensitivity+knapsack+swaps"),
-    "uniform": Run("", draws=False),
-    "LIM": Run("lim", draws=False),
-    "ZD": Run("zd", draws=False),
+    "uniform": Run(""),
+    "LIM": Run("lim"),
+    "ZD": Run("zd"),
     "LLM-QFA [100, 50]": Run("llm-qfa", 150),
     "NSGA-II, unseeded": Run("nsga2-unseeded", 400),
 }
 OTHERS = {
-    "sensitivity + knapsack": Run("sensitivity+knapsack", draws=False),
+    "sensitivity + knapsack": Run("sensitivity+knapsack"),
     "evolutionary swaps": Run("evopress", "as ours"),
     "NSGA-II, seeded": Run("nsga2"),
     "random": Run("random", "as ours"),
@@ -58,8 +57,8 @@ def wanted(models, seeds, results):
         for seed in range(seeds):
             for name in (Path(model).name for model in models):
                 for bits in BUDGETS:
-                    for label, run in runs.items():
-                        if seed == 0 or (run.draws and (name, label) not in ONE_SEED):
+                    for label in runs:
+                        if seed == 0 or (label not in FIXED and (name, label) not in ONE_SEED):
                             yield _cell(name, label, bits, seed)
                     yield from _at_the_bits_of_rivals(runs, name, bits, seed, results)
 
@@ -67,10 +66,10 @@ def wanted(models, seeds, results):
 def _at_the_bits_of_rivals(runs, name, bits, seed, results):
     reached = {}
     for rival in (rival for rival in EQUAL_BITS if rival in runs):
-        found = results.get(_cell(name, rival, bits, seed if RUNS[rival].draws else 0).name)
+        found = results.get(_cell(name, rival, bits, 0 if rival in FIXED else seed).name)
         if found is not None:
             reached.setdefault(found["mean_bits"], []).append(rival)
-        elif not RUNS[rival].draws:
+        elif rival in FIXED:
             return  # it is quick, and another rival may reach the same bits
     for mean_bits, rivals in reached.items():
         yield _cell(name, AT_THE_BITS_OF + " and ".join(rivals), bits, seed, mean_bits)
