@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from .cli_common import load
+from .cli_common import AsJson, Dtype, load, numbers_table, print_json, print_table, tell
 
 
 Model = Annotated[
@@ -55,8 +54,6 @@ Latency = Annotated[
 ]
 Batch = Annotated[int, typer.Option(help="Windows per forward pass.")]
 Seed = Annotated[int, typer.Option(help="Of the draws; the same seed goes on where a search stopped.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON for machines.")]
 
 
 def search(
@@ -79,8 +76,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search the best subnet for a budget; a search that was stopped goes on where it was."""
+    from .budget import Budget
     from .errors import ConfigError
-    from .search.budget import Budget
     from .search.run import search as run
 
     limits, folder = Budget.of(",".join(budget)), _folder(model, output)
@@ -97,13 +94,13 @@ def search(
         batch=batch, seed=seed, output=folder,
     )  # fmt: skip
     if as_json:
-        print(json.dumps(found.rows, indent=2))
+        print_json(found.rows)
         return
-    Console().print(_table(found))
-    Console(stderr=True).print(
-        f"[bold]{found.best['name']}[/bold] after {found.evaluations:g} evaluations, {found.measured} of "
-        f"them now; written to {folder}", highlight=False,
-    )  # fmt: skip
+    print_table("subnets, by loss on the report split", _table(found))
+    tell(
+        f"{found.best['name']} after {found.evaluations:g} evaluations, {found.measured} of them now; "
+        f"written to {folder}"
+    )
 
 
 def _folder(model: str, output: Path | None) -> Path:
@@ -144,9 +141,7 @@ def _read(latency: Path | None) -> Any:
 def _table(found: Any) -> Table:
     from .search.front import cells
 
-    table = Table("subnet", title="subnets, by loss on the report split", title_justify="left")
-    for name in ("mean bits", "bytes", "nll"):
-        table.add_column(name, justify="right")
+    table = numbers_table("subnet", "mean bits", "bytes", "nll")
     for row in found.rows:
         style = "bold" if row["name"] == found.best["name"] else None
         table.add_row(*cells(row), style=style)

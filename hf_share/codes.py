@@ -53,13 +53,7 @@ def nested_codes(W: Tensor, bits: int, widths: Mapping[int, float], group_size: 
     rows = max(1, AT_ONCE // (cut[0].numel() << bits))
     parts = [_joint(w, v, bits, widths) for w, v in zip(cut.split(rows), valid.split(rows), strict=True)]
     codes = torch.cat([part[0] for part in parts]).flatten(1)[:, :width].contiguous()
-    lines = torch.cat([part[1] for part in parts])  # (out, groups, widths, 2)
-    scales, offsets = lines[..., 0], lines[..., 1]
-    return Coded(
-        codes,
-        {b: scales[:, :, i] for i, b in enumerate(widths)},
-        {b: offsets[:, :, i] for i, b in enumerate(widths)},
-    )
+    return _with_lines(codes, torch.cat([part[1] for part in parts]), widths)
 
 
 def _groups(W: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -71,10 +65,15 @@ def _groups(W: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return cut, valid.expand_as(cut)
 
 
+def _range(w: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest weight of each group: (out, groups, 1)."""
+    low = w.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
+    return low, w.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
+
+
 def _joint(w: Tensor, valid: Tensor, bits: int, widths: Mapping[int, float]) -> tuple[Tensor, Tensor]:
     """The best codes (out, groups, G) over all clippings, and the lines (out, groups, widths, 2)."""
-    low = w.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
-    high = w.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
+    low, high = _range(w, valid)
     best_codes, best_lines, best_loss = None, None, None
     for clip in CLIPS:
         step = ((high - low) * clip / (2**bits - 1)).clamp_min(1e-12)
@@ -156,8 +155,7 @@ def half_quadratic(W: Tensor, bits: int, widths: Mapping[int, float], group_size
     a p below 1 and so care less for outliers; the narrower widths get their least-squares lines.
     """
     w, valid = _groups(W.float(), group_size)
-    low = w.masked_fill(~valid, torch.inf).amin(-1, keepdim=True)
-    high = w.masked_fill(~valid, -torch.inf).amax(-1, keepdim=True)
+    low, high = _range(w, valid)
     step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
     start, count = low.clone(), valid.sum(-1, keepdim=True)
     codes, beta = torch.zeros_like(w), HQQ_BETA
@@ -178,13 +176,13 @@ def half_quadratic(W: Tensor, bits: int, widths: Mapping[int, float], group_size
 def _coded(W: Tensor, codes: Tensor, bits: int, widths: Mapping[int, float], group_size: int) -> Coded:
     """`codes` with the least-squares lines of every width."""
     (w, valid), (q, _) = _groups(W, group_size), _groups(codes, group_size)
-    lines = _lines(w, valid, q, bits, widths)
-    scales, offsets = lines[..., 0], lines[..., 1]
-    return Coded(
-        codes,
-        {b: scales[:, :, i] for i, b in enumerate(widths)},
-        {b: offsets[:, :, i] for i, b in enumerate(widths)},
-    )
+    return _with_lines(codes, _lines(w, valid, q, bits, widths), widths)
+
+
+def _with_lines(codes: Tensor, lines: Tensor, widths: Mapping[int, float]) -> Coded:
+    """`codes` (out, in) with the lines (out, groups, widths, 2) of every width."""
+    scales, offsets = lines.unbind(-1)
+    return Coded(codes, *({b: x[..., i] for i, b in enumerate(widths)} for x in (scales, offsets)))
 
 
 def _inverse_root(M: Tensor) -> Tensor:

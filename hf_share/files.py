@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+CONFIGS = ("config.json", "adapter_config.json")
+
+
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write `text`, ending in one newline, in place of what `path` held."""
     path = Path(path)
@@ -23,18 +26,23 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 
 @contextmanager
 def filling(folder: str | os.PathLike) -> Iterator[Path]:
-    """A folder beside `folder` to write into; its files move there when the block ends, and none do if it
-    raises.
+    """A folder to write into; what is in it moves to `folder` when the block ends, and nothing does if it
+    raises. What `folder` held stays, but for what has the same name and the weights of another model.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
+    # inside of a folder that exists: it may be the one place on its disk that can be written to
+    place = folder if folder.is_dir() else folder.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix=f".{folder.name}-") as part:
         yield Path(part)
         folder.mkdir(exist_ok=True)
         new = {file.name for file in Path(part).iterdir()}
-        for old in folder.glob("*.safetensors*"):
+        # a shard of the model that stood here would be taken for one of this; an adapter spares its base
+        for old in folder.glob("*.safetensors*" if CONFIGS[0] in new else "adapter_*.safetensors*"):
             if old.name not in new:
-                old.unlink()  # a shard of the model that stood here would be taken for one of this
-        # config.json goes last: a folder without it is no model
-        for file in sorted(Path(part).iterdir(), key=lambda f: f.name == "config.json"):
-            shutil.move(str(file), folder / file.name)
+                old.unlink()
+        # these go last: a folder without them is no model
+        for file in sorted(Path(part).iterdir(), key=lambda f: f.name in CONFIGS):
+            if file.is_dir():
+                shutil.rmtree(folder / file.name, ignore_errors=True)
+            os.replace(file, folder / file.name)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .budget import BYTES
 from .errors import ConfigError
 from .ties import to_file
 
@@ -24,7 +25,6 @@ DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
     torch.bool: "BOOL",
 }  # fmt: skip
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 Shaped = tuple[torch.dtype, tuple[int, ...]]
 Tensors = Mapping[str, Shaped]
@@ -98,9 +98,7 @@ def parse_target(text: str | float, dense: int) -> int:
             if fraction > 1.0:
                 raise ValueError
             return int(fraction * dense)
-        stem = unit.removesuffix("b").removesuffix("i")
-        base = UNITS[stem]
-        return int(value * (1024 ** (list(UNITS).index(stem)) if "i" in unit else base))
+        return int(value * BYTES[unit])
     except (ValueError, KeyError):
         raise ConfigError(
             f"a target of {text!r} fits nothing; a fraction of the dense file (0.6, 60%) or a size (4GB) does"

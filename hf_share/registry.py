@@ -20,13 +20,14 @@ from typing import Any
 from torch import nn
 from transformers.utils import cached_file
 
+from .budget import Budget
 from .errors import CheckpointError, ConfigError, nearest, unknown
 from .files import write_text
 
 
 FILE = "subnets.json"
 KEYS = ("name", "choices", "bytes", "mean_bits", "nll", "split")
-UNITS = {"bits": "mean_bits", "bytes": "bytes"}
+AMOUNTS = {"bits": "mean_bits", "bytes": "bytes"}
 
 
 def subnets(model: nn.Module | str | os.PathLike, **kwargs: Any) -> list[dict[str, Any]]:
@@ -96,9 +97,11 @@ def remember(model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def find(
-    rows: Sequence[Mapping[str, Any]], name: str | None = None, budget: str | None = None
+    rows: Sequence[Mapping[str, Any]],
+    name: str | None = None,
+    budget: Budget | str | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The entry called `name`, or the best one within `budget`: "3.0 bits" on average, or "1200000 bytes".
+    """The entry called `name`, or the best one within `budget`: "3.0 bits" on average, or "1.2 MB".
 
     Raises:
         ConfigError: with the nearest name, or with the smallest entry if none fits.
@@ -113,21 +116,22 @@ def find(
                 f"no subnet is called {name!r}{nearest(name, names)}; there are {', '.join(names)}"
             )
         return dict(found)
-    most, key = _budget(budget)
-    within = [row for row in rows if row.get(key) is not None and row[key] <= most * (1 + 1e-9)]
+    limits = _limits(budget)
+    within = [row for row in rows if all(_is_within(row.get(key), most) for key, most in limits)]
     if not within:
-        least = min((row[key] for row in rows if row.get(key) is not None), default=None)
-        raise ConfigError(f"no subnet within {budget!r}; the smallest has {least} {key.replace('_', ' ')}")
+        known = {key: [row[key] for row in rows if row.get(key) is not None] for key, _ in limits}
+        least = (f"{min(found, default=None)} {key.replace('_', ' ')}" for key, found in known.items())
+        raise ConfigError(f"no subnet within {budget!r}; the smallest has {', '.join(least)}")
     return dict(min(within, key=lambda row: (row.get("nll") is None, row.get("nll"), row.get("bytes"))))
 
 
-def _budget(text: Any) -> tuple[float, str]:
-    """The number of "3.0 bits" or "1200000 bytes", and the key of an entry it is about."""
-    number, _, unit = str(text).strip().partition(" ")
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if value <= 0 or unit.strip() not in UNITS:
-        raise ConfigError(f'budget is {text!r}; "3.0 bits" or "1200000 bytes" fit')
-    return value, UNITS[unit.strip()]
+def _limits(budget: Any) -> list[tuple[str, float]]:
+    """Keys of an entry, and the most that each may be."""
+    limits = Budget.of(budget).limits
+    if any(cost not in AMOUNTS for cost, _ in limits):
+        raise ConfigError(f'budget is {budget!r}; "3.0 bits" or "1200000 bytes" fit')
+    return [(AMOUNTS[cost], most) for cost, most in limits]
+
+
+def _is_within(amount: float | None, most: float) -> bool:
+    return amount is not None and amount <= most * (1 + 1e-9)

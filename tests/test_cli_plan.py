@@ -8,10 +8,9 @@ import json
 
 import pytest
 import zoo
-from typer.testing import CliRunner
+from helpers import error_of, run
 
 import hf_share
-from hf_share import cli
 
 
 MOS = ("--method", "mos", "--set", "r=4", "--set", "target_modules=all-linear")
@@ -23,12 +22,6 @@ def config(tmp_path):
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(tmp_path)
     return tmp_path / "config.json"
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def test_a_plan_is_shown_and_read_again(config, tmp_path):
@@ -76,9 +69,4 @@ def test_the_table_has_dense_lora_and_the_method(config, monkeypatch):
 )
 def test_errors_are_one_line(config, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(config.parent)
-    monkeypatch.setattr("sys.argv", ["hf-share", "plan", str(config), *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert message in " ".join(error.split()) and "Traceback" not in error
+    assert message in error_of(monkeypatch, capsys, "plan", config, *arguments)

@@ -9,7 +9,7 @@ import json
 import pytest
 import typer
 import zoo
-from typer.testing import CliRunner
+from helpers import error_of, run
 
 import hf_share
 from hf_share import cli
@@ -25,12 +25,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def test_plan_scans_and_proposes(folder):
@@ -70,12 +64,7 @@ def test_share_keeps_to_the_target(folder):
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(folder, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr("sys.argv", ["hf-share", "share", "dense", "-o", "new", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert message in " ".join(error.split()) and "Traceback" not in error
+    assert message in error_of(monkeypatch, capsys, "share", "dense", "-o", "new", *arguments)
     assert sorted(p.name for p in folder.iterdir()) == ["dense", "text.txt"]
 
 

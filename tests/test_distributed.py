@@ -8,17 +8,13 @@ All cases run in one launch, since starting processes costs more than the cases;
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers as tf
-from helpers import elements, shared, stored
+from helpers import elements, shared, stored, two_processes
 from torch import nn
 from zoo import build, logits
 
@@ -34,30 +30,10 @@ CASES = [f"{kind}:{way}" for way in ("ddp", "fsdp2", "fsdp2_root") for kind in K
 CASES += ["both:fsdp2_load", "fold:accelerate", "adapter:accelerate", "both:accelerate_units"]
 
 
-def start(rank: int, log: Path, base: dict[str, str], folder: Path) -> subprocess.Popen:
-    env = {**base, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    with log.open("w") as out:
-        return subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), *CASES], env=env, stdout=out, stderr=subprocess.STDOUT
-        )
-
-
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    base = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    base |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
-    logs = [folder / f"rank{rank}.log" for rank in range(2)]
-    workers = [start(rank, log, base, folder) for rank, log in enumerate(logs)]
-    try:
-        codes = [worker.wait(timeout=540) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    two_processes(WORKER, folder, *CASES)
     return folder
 
 

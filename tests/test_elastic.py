@@ -273,6 +273,8 @@ def test_named_subnets_are_chosen_saved_and_read(tmp_path):
     assert torch.equal(zoo.logits(part, **zoo.inputs(model)), wanted[3])
     with pytest.raises(ConfigError, match="no subnet is called '3.0-bit'.*'3.0-bits'"):
         hf_share.choose(loaded, name="3.0-bit")
+    hf_share.choose(loaded, budget={"bits": 3.5, "bytes": f"{rows[1]['bytes'] / 1000} kB"})
+    assert torch.equal(zoo.logits(loaded, **zoo.inputs(model)), wanted[2])
     with pytest.raises(ConfigError, match="the smallest has 2.0 mean bits"):
         hf_share.choose(loaded, budget="1.5 bits")
     with pytest.raises(ConfigError, match="budget is '3 hours'"):

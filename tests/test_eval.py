@@ -20,13 +20,12 @@ import pytest
 import torch
 import transformers as tf
 import zoo
+from helpers import error_of, run
 from hub_server import TOKEN, serve
 from peft import get_peft_model
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
 import hf_share
-from hf_share import cli
 from hf_share.eval.paired import paired_difference
 from hf_share.eval.report import baseline_of, scores_of
 from hf_share.hub.push import push_folder
@@ -237,12 +236,6 @@ def test_windows_that_do_not_fit(place, window, stride):
         hf_share.text_perplexity(model, tokenizer, STORY, window=window, stride=stride)
 
 
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 @HARNESS
 def test_eval_and_compare_from_the_command_line(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -279,12 +272,7 @@ def test_eval_and_compare_from_the_command_line(place, tmp_path, monkeypatch):
 @HARNESS
 def test_errors_are_one_line(place, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(place)
-    monkeypatch.setattr("sys.argv", ["hf-share", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert message in " ".join(error.split()) and "Traceback" not in error
+    assert message in error_of(monkeypatch, capsys, *arguments)
 
 
 @HARNESS
@@ -367,7 +355,5 @@ def test_a_card_from_a_report_says_what_was_lost(tmp_path):
     assert baseline_of(report, tmp_path / "dense") is None and baseline_of({"t": {"acc": 1}}, "x") is None
     zoo.build("llama").save_pretrained(tmp_path / "small")
     (tmp_path / "table.json").write_text(json.dumps(report))
-    asked = ["card", str(tmp_path / "small"), "--results", str(tmp_path / "table.json"), "--note", "By hand."]
-    told = CliRunner().invoke(cli.app, asked)
-    assert told.exit_code == 0, told.output
-    assert "| stories | acc | 0.5 | 0.4 | -0.1 |" in told.output and "By hand." in told.output
+    told = run("card", tmp_path / "small", "--results", tmp_path / "table.json", "--note", "By hand.")
+    assert "| stories | acc | 0.5 | 0.4 | -0.1 |" in told and "By hand." in told

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 
 # a file or a folder imports from its own line or from lines above
 LAYERS = (
-    "errors about plain steps plan linalg planes codes difference files markdown",
+    "errors about plain steps plan linalg planes codes difference files markdown budget",
     "fused sites peft_type",
     "rules rebuild targets config attention sublayers",
     "binding shelter adapter scale atoms factors low_rank nested bywidth lanes",
@@ -47,7 +47,7 @@ OF_METHODS = set(
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {
-    "errors about plain steps plan difference files markdown": set(),
+    "errors about plain steps plan difference files markdown budget": set(),
     "linalg fused sites rules rebuild modules": {"torch"},
     "config": {"torch", "peft"},
 }

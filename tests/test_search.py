@@ -11,10 +11,10 @@ import random
 import pytest
 import torch
 
+from hf_share.budget import Budget, label
 from hf_share.errors import CheckpointError, ConfigError
 from hf_share.search import baselines, methods
 from hf_share.search.blocks import lim, two_levels, zd
-from hf_share.search.budget import Budget, label
 from hf_share.search.evaluate import Evaluator
 from hf_share.search.knapsack import ladder, solve
 from hf_share.search.sensitivity import evaluations, predicted, sensitivity
@@ -68,6 +68,8 @@ def quiet(measure, **more) -> Evaluator:
         ("bytes=3gb", (("bytes", 3e9),)),
         ("bytes=2 KiB", (("bytes", 2048.0),)),
         ("1.5 MB", (("bytes", 1.5e6),)),
+        ("1200000 bytes", (("bytes", 1.2e6),)),
+        ("1.2e6 bytes", (("bytes", 1.2e6),)),
         ("latency_ms=12ms", (("latency_ms", 12.0),)),
         ("bits=3,bytes=12kB", (("bits", 3.0), ("bytes", 12000.0))),
         ({"bits": 3, "latency_ms": 2.5}, (("bits", 3.0), ("latency_ms", 2.5))),
@@ -90,6 +92,7 @@ def test_budgets_that_people_write(given, limits):
         ("bytes=3Go", "unit of bytes 'Go'.*'GB'"),
         ("bits=3,bits=4", "each cost once"),
         ({}, "each cost once"),
+        (3.0, "budget is 3.0.*such as bits=3.0"),
     ],
 )
 def test_bad_budgets_say_what_fits(given, message):

@@ -14,10 +14,10 @@ import time
 import pytest
 import torch
 import zoo
-from typer.testing import CliRunner
+from helpers import error_of, run
 
 import hf_share
-from hf_share import ConfigError, ElasticConfig, cli
+from hf_share import ConfigError, ElasticConfig
 from hf_share.search.elastic_space import elastic_space, importances
 from hf_share.search.objective import Divergence
 from hf_share.train.pretrain import train_tokenizer
@@ -236,13 +236,11 @@ def arguments(folder, *more) -> list[str]:
 
 
 def test_the_command_writes_beside_the_model(folder):
-    result = CliRunner().invoke(cli.app, arguments(folder, "--json"), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
+    rows = json.loads(run(*arguments(folder, "--json")))
     assert rows == json.loads((folder / "elastic" / "subnets.json").read_text())
     assert "8 windows of 32 tokens" in rows[0]["split"]
-    text = CliRunner().invoke(cli.app, arguments(folder, "-o", folder / "out"), catch_exceptions=False)
-    assert "3.0-bits" in text.stdout and (folder / "out" / "front.png").exists()
+    text = run(*arguments(folder, "-o", folder / "out"))
+    assert "3.0-bits" in text and (folder / "out" / "front.png").exists()
     small = hf_share.subnet_config(str(folder / "elastic"), "3.0-bits")
     assert small.quantization_config
 
@@ -259,12 +257,7 @@ def test_the_command_writes_beside_the_model(folder):
 )
 def test_the_command_tells_errors_in_a_line(folder, monkeypatch, capsys, more, message):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["hf-share", *arguments(folder, *more)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    error = " ".join(capsys.readouterr().err.split())
-    assert message in error and "Traceback" not in error
+    assert message in error_of(monkeypatch, capsys, *arguments(folder, *more))
     assert not (folder / "elastic" / "subnets.json").exists()
 
 
@@ -275,7 +268,7 @@ def test_a_killed_command_goes_on(folder):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         return subprocess.Popen([sys.executable, *command], **pipes)
 
-    whole = CliRunner().invoke(cli.app, arguments(folder, "-o", folder / "whole", "--json")).stdout
+    whole = run(*arguments(folder, "-o", folder / "whole", "--json"))
     killed, kept = start(), folder / "killed" / "evaluations.jsonl"
     while not (kept.exists() and kept.read_text().count("\n") >= 5):
         assert killed.poll() is None

@@ -22,8 +22,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..budget import Budget
 from ..errors import ConfigError
-from .budget import Budget
 from .evaluate import Evaluator
 from .space import Candidate, Cost, Space
 from .swaps import fill, swap_search

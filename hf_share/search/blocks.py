@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from ..budget import Budget
 from ..errors import ConfigError
-from .budget import Budget
 from .space import Candidate, Space
 
 

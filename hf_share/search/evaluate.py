@@ -17,21 +17,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..lines import append_line, drop_cut_line, read_lines
 from .space import Candidate
+
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 Measure = Callable[[Candidate, float], float]  # candidate, share of the search data -> value
@@ -100,12 +94,8 @@ class Evaluator:
         if self._bar is not None:
             yield
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        # on stderr: what a command prints on stdout is its result
-        bar = Progress(*columns, *times, console=Console(stderr=True), disable=not self.progress)
         before = self.spent
-        with bar:
+        with _bar(disable=not self.progress) as bar:
             self._bar, self._task = bar, bar.add_task(name, total=total)
             self._name, self._before = name, before
             try:
@@ -142,6 +132,16 @@ class Evaluator:
             text = "" if best is None else f"  best so far {best[1]:.5g}"
             done = self.spent - self._before
             self._bar.update(self._task, completed=round(done), description=self._name + text)
+
+
+def _bar(disable: bool) -> Progress:
+    """On stderr: what a command prints on stdout is its result."""
+    from rich import progress  # here, so that `import hf_share` does not wait for it
+    from rich.console import Console
+
+    counts = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
+    times = (progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+    return progress.Progress(*counts, *times, console=Console(stderr=True), disable=disable)
 
 
 def _value(row: Mapping[str, Any]) -> float:

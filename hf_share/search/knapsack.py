@@ -18,8 +18,8 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import LinearConstraint, milp
 
+from ..budget import Budget
 from ..errors import ConfigError
-from .budget import Budget
 from .sensitivity import Table
 from .space import Candidate, Space
 

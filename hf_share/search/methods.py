@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ..budget import Budget
 from ..errors import ConfigError, unknown
 from . import baselines
 from .blocks import two_levels
-from .budget import Budget
 from .evaluate import Evaluator
 from .knapsack import ladder, solve
 from .nsga2 import nsga2

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..budget import Budget
 from ..errors import ConfigError
-from .budget import Budget
 from .evaluate import Evaluator
 from .space import Candidate, Space
 

@@ -24,12 +24,12 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..budget import Budget
 from ..elastic import choose, chosen
 from ..eval.perplexity import perplexity
 from ..files import write_text
 from ..registry import remember, subnets
 from . import front
-from .budget import Budget
 from .elastic_space import elastic_space, importances, modules_of
 from .evaluate import Evaluator
 from .latency import Latencies, latency_cost, measure_latency

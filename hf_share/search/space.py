@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..budget import Budget
 from ..errors import ConfigError, unknown
-from .budget import Budget
 
 
 Candidate = tuple[int, ...]

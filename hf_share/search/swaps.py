@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from .budget import Budget
+from ..budget import Budget
 from .evaluate import Evaluator
 from .sensitivity import Table, predicted
 from .space import Candidate, Space

@@ -5,9 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,24 +14,20 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..files import filling, write_text
+
 
 def save_output(model: Any, tokenizer: Any, folder: str | Path, card: str = "") -> None:
-    """Save beside the folder, then move file by file, the configuration last: a kill or a full disk leaves
-    what was there before. Of several processes the first one writes.
+    """Save whole or not at all: a kill or a full disk leaves what was there before. Of several processes the
+    first one writes.
     """
     if not PartialState().is_main_process:
         return
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+    with filling(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         if card:
-            (Path(part) / "README.md").write_text(card, encoding="utf-8")
-        for file in sorted(Path(part).iterdir(), key=lambda path: path.name.endswith("config.json")):
-            if file.is_dir():
-                shutil.rmtree(folder / file.name, ignore_errors=True)
-            os.replace(file, folder / file.name)
+            write_text(part / "README.md", card)
 
 
 _said: ContextVar[list[dict[str, Any]] | None] = ContextVar("said", default=None)

@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError, unknown
+from .errors import ConfigError, unknown
 
 
 UNITS = {
     "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
     "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40,
 }  # fmt: skip
-_FOLDED = {unit.lower(): size for unit, size in UNITS.items()}  # nobody means gigabits of a file
+# in any case, since nobody means gigabits of a file, and without their B
+BYTES = {u: size for unit, size in UNITS.items() for u in (unit.lower(), unit.lower().removesuffix("b"))}
+_NUMBER = r"[\d.]+(?:[eE][+-]?\d+)?"
 FORM = "such as bits=3.0, bytes=1.2GB or latency_ms=12"
 
 
@@ -40,6 +42,8 @@ class Budget:
         """
         if isinstance(given, Budget):
             return given
+        if not isinstance(given, (str, Mapping)):
+            raise ConfigError(f"budget is {given!r}; {FORM}")
         pairs = [_pair(part) for part in given.split(",")] if isinstance(given, str) else list(given.items())
         limits = tuple((str(name), _number(str(name), value)) for name, value in pairs)
         if len(dict(limits)) != len(limits) or not limits:
@@ -84,11 +88,11 @@ def _pair(text: str) -> tuple[str, str]:
     name, equals, value = (part.strip() for part in text.partition("="))
     if equals and name and value:
         return name, value
-    turned = re.fullmatch(r"\s*([\d.]+)[\s-]*([A-Za-z]+)\s*", text)  # "3.0 bits", as `choose` takes it
+    turned = re.fullmatch(rf"\s*({_NUMBER})[\s-]*([A-Za-z]+)\s*", text)  # "3.0 bits", as `choose` takes it
     if turned is None:
         raise ConfigError(f"budget {text!r} is not of the form cost=amount, {FORM}")
     amount, unit = turned.groups()
-    names = {**dict.fromkeys(_FOLDED, "bytes"), "ms": "latency_ms"}
+    names = {**dict.fromkeys(BYTES, "bytes"), "ms": "latency_ms"}
     return (names[unit.lower()], amount + unit) if unit.lower() in names else (unit, amount)
 
 
@@ -100,7 +104,7 @@ def _number(name: str, value: Any) -> float:
         number, unit = float(found[1]), found[2]
     except ValueError:
         raise ConfigError(f"budget {name}={value!r} is no amount; {FORM}") from None
-    known = _FOLDED if name == "bytes" else {name.rpartition("_")[2]: 1.0}
+    known = BYTES if name == "bytes" else {name.rpartition("_")[2]: 1.0}
     if unit and unit.lower() not in known:
         raise unknown(f"unit of {name}", unit, UNITS if name == "bytes" else known, ConfigError)
     if not (math.isfinite(number) and number > 0):
