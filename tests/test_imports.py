@@ -26,7 +26,7 @@ LAYERS = (
     "attach",
     "importance gates lines",
     "fit materialize describe plots elastic drift scan activations",
-    "formed settle extract costs packed merge filesize",
+    "formed settle extract costs packed backends merge filesize",
     "methods",
     "hub share train search eval shapes",
     "estimate propose export",
