@@ -35,7 +35,7 @@ from .elastic import bindings
 from .errors import ConfigError, Refused
 from .filesize import Shaped, file_bytes, tensors_of
 from .materialize import materialize
-from .sites import prefix, sites
+from .sites import Site, backbone, prefix, resolve, sites
 
 
 NF4_BLOCK, NF4_ROWS = 64, 32
@@ -74,28 +74,31 @@ def requantised(model: nn.Module, backend: Backend) -> Requantised:
     """
     coded = {b.site.module for b in bindings(model) if b.rule.frozen}
     plain: Any = model.merge_and_unload() if hasattr(model, "peft_config") else materialize(model)
-    wanted = [prefix(plain) + name for name in _weights(plain, coded)]
-    taken = [name for name in wanted if backend.takes(plain.get_submodule(name))]
-    if not taken:
-        kinds = sorted({type(plain.get_submodule(name)).__name__ for name in wanted})
-        raise Refused(f"this format takes none of the {len(wanted)} weights ({', '.join(kinds) or 'none'})")
+    dot, base, wanted = prefix(plain), backbone(plain), _wanted(plain, coded)
+    fit = [dot + s.module for s in wanted if s.kind == "linear" and backend.takes(resolve(base, s.module))]
+    if not fit:
+        kinds = ", ".join(sorted({s.kind for s in wanted})) or "none"
+        raise Refused(f"this format takes none of the {len(wanted)} weights ({kinds})")
     linear = [n for n, m in plain.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
     found = type(plain).from_pretrained(
         None, config=copy.deepcopy(plain.config), state_dict=plain.state_dict(), dtype=plain.dtype,
-        quantization_config=backend.config([name for name in linear if name not in taken]),
+        quantization_config=backend.config([name for name in linear if name not in fit]),
         device_map={"": plain.device},
     )  # fmt: skip
-    found.generation_config = getattr(plain, "generation_config", None)
-    left = tuple(name for name in wanted if name not in taken)
+    if getattr(plain, "generation_config", None) is not None:
+        found.generation_config = plain.generation_config
+    # transformers leaves out more, such as what an architecture keeps in fp32
+    taken = [name for name in fit if type(found.get_submodule(name).weight) is not nn.Parameter]
+    left = tuple(dot + s.name for s in wanted if dot + s.name not in taken)
     return Requantised(model=found.eval(), left=left, bytes=backend.size(plain, taken))
 
 
-def _weights(plain: Any, coded: set[str]) -> list[str]:
-    """Paths from the backbone of the modules to quantise."""
+def _wanted(plain: Any, coded: set[str]) -> list[Site]:
+    """The weights to quantise, whether or not a backend takes them."""
     head = plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
-    dot = prefix(plain)
-    found = [s.module for s in sites(plain) if s.kind in ("linear", "conv1d")]
-    return [n for n in found if (n in coded if coded else plain.get_submodule(dot + n) is not head)]
+    if coded:
+        return [s for s in sites(plain) if s.module in coded]
+    return [s for s in sites(plain) if resolve(backbone(plain), s.module) is not head]
 
 
 def _bits(**settings: Any) -> Callable[[list[str]], Any]:

@@ -195,9 +195,13 @@ def test_weights_that_a_format_cannot_hold_are_named(tmp_path):
     assert zoo.logits(loaded).isfinite().all()  # an assertion of bitsandbytes on some CPUs otherwise
     zoo.build("gpt2").save_pretrained(tmp_path / "gpt2")
     for name in BACKENDS:
-        with pytest.raises(Refused, match="none of the 16 weights .Conv1D."):
+        with pytest.raises(Refused, match="none of the 16 weights .conv1d."):
             hf_share.export(str(tmp_path / "gpt2"), name, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
+    zoo.build("t5", d_model=64, d_ff=128, d_kv=16).save_pretrained(tmp_path / "t5")
+    done = hf_share.export(str(tmp_path / "t5"), "bnb-nf4", tmp_path / "t5-nf4")
+    assert [name.endswith(".wo") for name in done.left] == [True] * 2 * zoo.LAYERS  # transformers keeps it
+    assert abs(done.predicted / done.bytes - 1) <= 0.05
 
 
 def test_only_what_has_codes_is_quantised(tmp_path):
