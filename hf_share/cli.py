@@ -7,6 +7,7 @@ that differ exits with 1, everything that was done with 0.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -187,6 +188,7 @@ def main() -> None:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8 layers warn of every cast, at every call
     try:
         app()
     except user_errors() as error:

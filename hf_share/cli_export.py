@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -14,27 +16,81 @@ from .cli_common import AsJson, Dtype, Force, Output, print_json, print_table, r
 Source = Annotated[
     str, typer.Argument(help="A Hub id or a folder, of a model or adapter.", show_default=False)
 ]
-Format = Annotated[str, typer.Option(help="dense, lora or gguf.", show_default=False)]
+Format = Annotated[
+    str,
+    typer.Option(
+        help="dense, compressed-tensors, bnb-nf4, bnb-int8, torchao, lora or gguf.", show_default=False
+    ),
+]
+Choose = Annotated[
+    str | None, typer.Option(help="A subnet of the model's subnets.json.", show_default=False)
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help='The best of them within "3.0 bits" or "1200000 bytes".', show_default=False),
+]
+Bits = Annotated[
+    int | None, typer.Option(help="The same width everywhere, of an elastic model.", show_default=False)
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file, on whose first 100,000 characters the cost of the conversion is measured.",
+        show_default=False,
+    ),
+]
+TEXT_MOST = 100_000
 
 
 def export(
     source: Source,
     format: Format,
     output: Output,
+    choose: Choose = None,
+    budget: Budget = None,
+    bits: Bits = None,
+    text: Text = None,
     dtype: Dtype = "auto",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a plain checkpoint (dense), a plain LoRA (lora), or a folder for llama.cpp's converter (gguf)."""
-    from .describe import readable
+    """Write a plain or quantised checkpoint, a plain LoRA (lora), or a folder for llama.cpp (gguf)."""
     from .export import export as write
 
     require_free(output, force)
-    done = write(source, format, output, dtype)
+    choices = {} if bits is None else {"bits": bits}
+    words = None if text is None else text.read_text(encoding="utf-8")[:TEXT_MOST]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the conversion costs")  # it is told below, in a line
+        done = write(source, format, output, dtype, text=words, name=choose, budget=budget, **choices)
+    if done.warning is not None:
+        tell(f"warning: {done.warning}")
     if as_json:
-        print_json({"output": str(done.folder), "bytes": done.bytes, "command": done.command})
+        print_json(_numbers(done))
         return
-    tell(f"{format} in {done.folder}, {readable(done.bytes)}")
+    _tell(format, done)
     if done.command is not None:
         tell("convert it with llama.cpp; GGUF has no shared weights, so the file is as large as this folder:")
         print_table(done.command)
+
+
+def _numbers(done: Any) -> dict[str, Any]:
+    measured = {"nll_before": done.nll_before, "nll_after": done.nll_after, "loss": done.loss}
+    return {
+        "output": str(done.folder), "bytes": done.bytes, "predicted_bytes": done.predicted,
+        "command": done.command, "left": list(done.left),
+        **{name: value for name, value in measured.items() if value is not None},
+    }  # fmt: skip
+
+
+def _tell(format: str, done: Any) -> None:
+    from .describe import readable
+
+    predicted = "" if done.predicted is None else f" ({readable(done.predicted)} predicted)"
+    tell(f"{format} in {done.folder}, {readable(done.bytes)}{predicted}")
+    if done.note:
+        tell(f"weights: {done.note}")
+    if done.left:
+        tell(f"left as they are: {len(done.left)} weights whose shape does not fit, first {done.left[0]}")
+    if done.loss is not None:
+        tell(f"NLL of the text {done.nll_before:.4f} before, {done.nll_after:.4f} after: {done.loss:+.4f}")

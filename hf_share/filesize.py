@@ -49,9 +49,11 @@ def tensors_of(model: Any) -> dict[str, Shaped]:
     return found
 
 
-def file_bytes(tensors: Tensors) -> int:
-    """Bytes of the safetensors file, as transformers writes it, that holds tensors like these."""
-    header: dict[str, Any] = dict(HEADER)
+def file_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> int:
+    """Bytes of the safetensors file, as transformers writes it, that holds tensors like these, and `metadata`
+    about them.
+    """
+    header: dict[str, Any] = {"__metadata__": {**HEADER["__metadata__"], **(metadata or {})}}
     end = 0
     for name in in_order(tensors):
         header |= entry(name, tensors[name], end)

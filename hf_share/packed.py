@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from .codes import CLIPS
 from .elastic import bindings
 from .errors import ConfigError, Refused
+from .filesize import file_bytes, tensors_of
 from .materialize import materialize
 from .sites import prefix
 
@@ -100,31 +101,52 @@ def packed(model: nn.Module, folder: Path, group_size: int | None = None) -> nn.
         Refused: for weights that are no plain linear layers (Conv1D).
     """
     quantize, pack = _tools()
-    widths = {b.site.name: b.rule for b in bindings(model) if b.rule.frozen}
-    if not widths:
-        raise ConfigError("this model has no codes of few bits; hf_share.ElasticConfig makes one that has")
+    cut = _cut(model, group_size)
     plain: Any = materialize(model)
     dot, state, groups = prefix(plain), dict(plain.state_dict()), {}
-    for name, rule in widths.items():
-        r: Any = rule
+    for name, (bits, size) in cut.items():
         module = plain.get_submodule(dot + name)
         if not isinstance(module, nn.Linear):
             raise Refused(f"site {name!r} is a {type(module).__name__}; this format holds linear layers only")
-        size = group_of(module.in_features, group_size or r.group_size)
-        grid = integer_grid(module.weight, r.width, size, module.weight.dtype)
+        grid = integer_grid(module.weight, bits, size, module.weight.dtype)
         module.weight.copy_(grid.weight().to(module.weight.dtype))
         del state[f"{dot}{name}.weight"]
         state |= {
-            f"{dot}{name}.weight_packed": pack(grid.codes, r.width),
+            f"{dot}{name}.weight_packed": pack(grid.codes, bits),
             f"{dot}{name}.weight_scale": grid.scale,
             f"{dot}{name}.weight_shape": torch.tensor(module.weight.shape),
         }
-        groups.setdefault((r.width, size), []).append(dot + name)
+        groups.setdefault((bits, size), []).append(dot + name)
     out = copy.copy(plain)
     out.config = copy.deepcopy(plain.config)
     out.config.quantization_config = quantize(groups, plain)
     out.save_pretrained(folder, state_dict=state)
     return plain
+
+
+def packed_size(model: nn.Module, plain: nn.Module, group_size: int | None = None) -> int:
+    """Bytes of the weights file that `packed` writes for `model`, from the shapes of its plain form."""
+    tensors, dot = tensors_of(plain), prefix(plain)
+    for name, (bits, size) in _cut(model, group_size).items():
+        dtype, (rows, columns) = tensors.pop(f"{dot}{name}.weight")
+        tensors |= {
+            f"{dot}{name}.weight_packed": (torch.int32, (rows, -(-columns * bits // 32))),
+            f"{dot}{name}.weight_scale": (dtype, (rows, columns // size)),
+            f"{dot}{name}.weight_shape": (torch.int64, (2,)),
+        }
+    return file_bytes(tensors)
+
+
+def _cut(model: nn.Module, group_size: int | None) -> dict[str, tuple[int, int]]:
+    """Site -> the width that is active there, and the inputs of a group."""
+    coded = {b.site.name: b for b in bindings(model) if b.rule.frozen}
+    if not coded:
+        raise ConfigError("this model has no codes of few bits; hf_share.ElasticConfig makes one that has")
+    found = {}
+    for name, binding in coded.items():
+        rule: Any = binding.rule
+        found[name] = (rule.width, group_of(binding.site.in_features, group_size or rule.group_size))
+    return found
 
 
 def _tools() -> tuple[Any, Any]:
