@@ -35,6 +35,7 @@ from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
 from .plan import SharePlan
 from .propose import Proposal, propose
+from .prune import prune
 from .registry import subnets
 from .scan import Scan, scan
 from .search.run import search
@@ -89,6 +90,7 @@ __all__ = [
     "merge_deltas",
     "model_card",
     "propose",
+    "prune",
     "rank_correlation",
     "scan",
     "search",

@@ -48,7 +48,8 @@ def export(source: str, format: str, folder: str | os.PathLike, dtype: str = "au
     Args:
         source: a folder or Hub id.
         format: "dense" (a checkpoint for transformers, vLLM, TGI), "lora" (an adapter for peft, vLLM,
-            LoRAX), or "gguf" (a dense folder, and the command of llama.cpp that converts it).
+            LoRAX; `source` is an adapter, or a model that has deltas added and nothing else), or "gguf" (a
+            dense folder, and the command of llama.cpp that converts it).
 
     Example:
         >>> export("small", "gguf", "small-gguf").command  # doctest: +SKIP
@@ -73,9 +74,7 @@ def _write_dense(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _write_lora(model: Any, tokenizer: Any, folder: Path) -> None:
-    if not hasattr(model, "peft_config"):
-        raise Refused("a LoRA is made of an adapter, and this is a whole model; --format dense fits")
-    to_lora(model, folder, model.active_adapters[0])
+    to_lora(model, folder, *(model.active_adapters[:1] if hasattr(model, "peft_config") else ()))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

@@ -46,7 +46,7 @@ class Rule(ABC):
     `kind` is `add` (a delta on the site's own weight), `replace` (the weight itself) or `map` (a function of
     the site's own weight). A map finds that weight (out, in) as `t["W"]` in `weight`, and in `apply` what it
     is `over`: `"W"`, or `"y"`, the product of x and the own weight (..., out), which a quantised module gives
-    as well.
+    as well, or both, `"Wy"`.
     """
 
     name: ClassVar[str]
@@ -71,6 +71,11 @@ class Rule(ABC):
     @property
     def calibrated(self) -> bool:
         """Whether `fit` also needs the second moments of the sites' inputs, from calibration text."""
+        return False
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the `fit` of a map also gives `"W"`, the weight that each site has from then on."""
         return False
 
     def check(self, sites: Sequence[Site]) -> None:  # noqa: B027 - most rules have nothing to check

@@ -16,16 +16,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 
 # a file or a folder imports from its own line or from lines above
 LAYERS = (
-    "errors about plain steps plan linalg planes codes difference files markdown",
+    "errors about plain steps plan linalg planes codes masks difference files markdown",
     "fused sites peft_type",
     "rules rebuild targets config attention",
-    "binding shelter adapter scale atoms factors low_rank nested bywidth",
+    "binding shelter adapter scale atoms factors low_rank sparse_delta nested bywidth",
     "modules allocate guards",
     "registry ties visits depths dense",
     "arrange",
     "attach",
     "importance gates lines",
-    "fit materialize describe plots elastic drift scan activations",
+    "fit materialize describe plots elastic drift scan activations prune",
     "formed settle extract costs packed merge filesize",
     "methods",
     "hub share train search eval shapes",
@@ -41,7 +41,8 @@ LAYERS = (
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
     "errors about plain steps plan linalg fused sites rules scale config targets adapter importance gates "
-    "methods attention atoms factors dense drift allocate low_rank nested bywidth rebuild visits".split()
+    "methods attention atoms factors dense drift allocate low_rank sparse_delta masks nested bywidth rebuild "
+    "visits".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`
 OUTSIDE = {

@@ -10,7 +10,8 @@ b-bit weight. Beside it, for each weight, lie low-rank deltas that recover what 
 
 Both may be adapters of another method, which then share across layers: `private=ShareLoraConfig(r=2,
 share="A")`, `shared=MosConfig(...)`. `ranks` adds elastic ranks (neural low-rank search, LoNAS / Shears):
-one delta whose first k ranks work by themselves.
+one delta whose first k ranks work by themselves. With `sparse` that delta leaves the zeros of pruned weights
+alone (SparsePEFT, `sparse_delta.py`), and `sparsity` prunes them first.
 
 | preset      | is                                                                                       |
 | ----------- | ---------------------------------------------------------------------------------------- |
@@ -37,11 +38,13 @@ from ..bywidth import ByWidth, Gated, Pooled
 from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
 from ..low_rank import LowRank
+from ..masks import MASKS, require_share
 from ..nested import BASES, Nested
 from ..plan import SharePlan
 from ..rebuild import rebuild
 from ..rules import Rule
 from ..sites import Site, backbone, resolve
+from ..sparse_delta import SparseDelta
 from ..steps import Generate
 from ..targets import ALL_LINEAR, select
 from ..visits import first_visit
@@ -77,6 +80,13 @@ class ElasticConfig(ShareConfig):
         pooled: deltas meet sums over groups of inputs (QA-LoRA), so that they merge into the offsets exactly.
         private, shared: an adapter's config in place of `r_private`, `r_shared`.
         ranks: ranks of one more delta, of which the first k work by themselves.
+        sparse: that delta is masked by the zeros of the weights, which stay zeros when it is merged; None is
+            True with `sparsity`.
+        sparsity: share of each output row's weights to prune before; for `hf_share.share`. An adapter leaves
+            its base as it is: use `hf_share.prune` on that.
+        pattern: "2:4" keeps 2 of every 4 neighbours.
+        mask: which weights are pruned, "magnitude" or "wanda" (needs calibration); by default as there is
+            calibration text or none.
         lora_alpha: deltas are multiplied by `lora_alpha / r`; twice the rank if None.
         lora_dropout: dropout on the input of deltas while training.
         target_modules: every linear weight but the head if None.
@@ -106,6 +116,10 @@ class ElasticConfig(ShareConfig):
     ranks: list[int] | None = None
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
+    sparse: bool | None = None
+    sparsity: float = 0.0
+    pattern: str | None = None
+    mask: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,6 +148,26 @@ class ElasticConfig(ShareConfig):
             raise ConfigError("deltas by width need bits; `ranks` are of weights as they are, too")
         if s["pooled"] and (self.private or self.shared):
             raise ConfigError("pooled is of r_private and r_shared; private and shared bring their own form")
+        self._check_sparsity(s)
+
+    def _check_sparsity(self, s: dict[str, Any]) -> None:
+        require_share(self.sparsity, self.pattern, ConfigError)
+        if self.mask is not None and self.mask not in MASKS:
+            raise unknown("mask", self.mask, MASKS, ConfigError)
+        if self.sparse is not None and not isinstance(self.sparse, bool):
+            raise ConfigError(f"sparse is {self.sparse!r:.80}; True or False fits")
+        if self.mask is not None and not self.sparsity:
+            raise ConfigError(f"mask {self.mask!r} says how to prune, and there is no sparsity to reach")
+        if self.sparsity and self.sparse is False:
+            raise ConfigError(
+                "sparsity prunes for deltas that keep the zeros, and those of sparse=False do not; call "
+                f"hf_share.prune(model, {self.sparsity:g}) yourself for them"
+            )
+        if (self.sparse or self.sparsity) and (s["bits"] or not s["ranks"]):
+            raise ConfigError(
+                "sparse is of `ranks` on weights as they are, bits=[], ranks=[16, 24, 32]; a code of few "
+                "bits keeps no exact zero"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -144,19 +178,25 @@ class ElasticConfig(ShareConfig):
 
     @property
     def needs_calibration(self) -> bool:
-        return bool(self.settings["bits"]) and self.settings["base"] == "gptq"
+        return (bool(self.settings["bits"]) and self.settings["base"] == "gptq") or self.mask == "wanda"
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         base = backbone(model)
-        return self._plan_of(model, lambda site: id(getattr(resolve(base, site.module), "weight", site)))
+        return self._plan_of(
+            model,
+            lambda site: id(getattr(resolve(base, site.module), "weight", site)),
+            text=calibration is not None,
+        )
 
     def steps_after(self, model: nn.Module, before: SharePlan, calibration: Any = None) -> SharePlan:
         shaped = rebuild(model, before.arranges) if before.arranges else None
         if shaped is None:
             return super().steps_after(model, before, calibration)
-        return self._plan_of(shaped, lambda site: first_visit(site, before.arranges))
+        return self._plan_of(
+            shaped, lambda site: first_visit(site, before.arranges), text=calibration is not None
+        )
 
-    def _plan_of(self, model: nn.Module, weight: Callable[[Site], Hashable]) -> SharePlan:
+    def _plan_of(self, model: nn.Module, weight: Callable[[Site], Hashable], text: bool) -> SharePlan:
         """The plan for `model`, in which sites have one weight if `weight` says the same of them."""
         s = self.settings
         targets = select(model, self)
@@ -168,7 +208,7 @@ class ElasticConfig(ShareConfig):
             plan += SharePlan(tuple(self._deltas(model, targets, stem, around, r, config)))
         if s["ranks"]:
             r = max(s["ranks"])
-            delta = LowRank(r=r, ranks=tuple(sorted(s["ranks"])), **self._common(r))
+            delta = self._elastic_delta(r, tuple(sorted(s["ranks"])), text)
             plan += SharePlan((_step(delta, targets, *group_names(model, "elastic", [targets[:1]])),))
         return plan
 
@@ -211,6 +251,13 @@ class ElasticConfig(ShareConfig):
         else:
             return []
         return [_around(around, step, widths, stem) for step in inner]
+
+    def _elastic_delta(self, r: int, ranks: tuple[int, ...], text: bool) -> LowRank:
+        common = {"r": r, "ranks": ranks, **self._common(r)}
+        if self.sparsity:
+            mask = self.mask or ("wanda" if text else "magnitude")
+            return SparseDelta(**common, sparsity=self.sparsity, pattern=self.pattern, mask=mask)
+        return (SparseDelta if self.sparse else LowRank)(**common)
 
     def _common(self, r: int) -> dict[str, Any]:
         alpha = 2.0 * r if self.lora_alpha is None else self.lora_alpha
