@@ -138,8 +138,11 @@ class LowRank(Rule):
         return {k: v for k, v in self._shapes(site).items() if k not in self.share}
 
     def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        A, B = self._active(t)
-        return A, B * self.scale
+        found = self.scaled_factors(t)
+        return None if found is None else (found[0], found[1] * found[2])
+
+    def scaled_factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
+        return (*self._active(t), self.scale)
 
     def weight(self, t: Mapping[str, Tensor]) -> Tensor:
         A, B = self._active(t)

@@ -131,6 +131,11 @@ class Rule(ABC):
         """`(A, B)` with `weight = B @ A`, for rules that are low-rank; None otherwise."""
         return None
 
+    def scaled_factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
+        """`(A, B, s)` with `weight = s B @ A`, for rules that multiply by a number of their own last."""
+        pair = self.factors(t)
+        return None if pair is None else (*pair, 1.0)
+
     def choices(self) -> dict[str, tuple[Any, ...]]:
         """Nested settings that `choose` may switch in place: name -> values, smallest first."""
         return {}

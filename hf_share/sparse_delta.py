@@ -81,7 +81,7 @@ class SparseDelta(LowRank):
         for site in sites:
             require_width(site.name, site.in_features, self.pattern)
 
-    def factors(self, t: Mapping[str, Tensor]) -> None:
+    def scaled_factors(self, t: Mapping[str, Tensor]) -> None:
         return None  # masked, the product has no low rank
 
     def weight(self, t: Mapping[str, Tensor]) -> Tensor:

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any low-rank adapter as a plain peft LoRA, which vLLM, LoRAX and stock peft serve without hf_share.
 
-Shared factors are written once for each layer, so the LoRA folder is larger; the function is the same. The
-scale is folded into B and `lora_alpha = r`, so that LoRA's own factor is 1. Of an elastic adapter the active
-ranks are written; those that differ from the most common one stand in `rank_pattern` and `alpha_pattern`,
-whose keys are regexes that fit one module each.
+Shared factors are written once for each layer, so the LoRA folder is larger; the function is the same. A
+scale s that is one for all weights becomes `lora_alpha = s r`; scales that differ are folded into B, and
+`lora_alpha = r`. So `lora_alpha / r` is right for every weight, even where a reader knows no patterns. Of an
+elastic adapter the active ranks are written; those that differ from the most common one stand in
+`rank_pattern` and `alpha_pattern`, whose keys are regexes that fit one module each.
 """
 
 from __future__ import annotations
@@ -49,18 +50,23 @@ def to_lora(
         Refused: if a rule is not low-rank, or a plan changes what the base is.
     """
     adapted = hasattr(model, "peft_config")
-    state: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
+    factors: dict[str, list[Scaled]] = {}
     transposed = []
     for name, base, bindings, formed in _adapter(model, adapter_name) if adapted else _deltas(model):
-        A, B = _factors(name, bindings, formed)
-        ranks[name] = A.shape[0]
+        factors[name] = [_factors(name, binding, formed(binding)) for binding in bindings]
         transposed.append(type(base).__name__ == "Conv1D")
+    if not factors:
+        raise ConfigError(f"adapter {adapter_name!r} adds no weights, so there is nothing to make a LoRA of")
+    scales = {s for found in factors.values() for _, _, s in found}
+    scale = scales.pop() if len(scales) == 1 else 1.0
+    state: dict[str, Tensor] = {}
+    for name, found in factors.items():
+        A = torch.cat([A for A, _, _ in found])
+        B = torch.cat([B if s == scale else B * s for _, B, s in found], dim=1)
         state[f"base_model.model.{name}.lora_A.weight"] = A.detach().cpu().contiguous()
         state[f"base_model.model.{name}.lora_B.weight"] = B.detach().cpu().contiguous()
-    if not ranks:
-        raise ConfigError(f"adapter {adapter_name!r} adds no weights, so there is nothing to make a LoRA of")
-    config = _config(ranks, all(transposed), _told(model.peft_config[adapter_name]) if adapted else {})
+    ranks = {name: sum(len(A) for A, _, _ in found) for name, found in factors.items()}
+    config = _config(ranks, scale, all(transposed), _told(model.peft_config[adapter_name]) if adapted else {})
     if path is not None:
         _save(config, state, os.fspath(path))
     return config, state
@@ -68,6 +74,7 @@ def to_lora(
 
 # a module's name, the module that has the base's weight, what is bound there, and what a binding forms
 Found = tuple[str, nn.Module, list[Binding], Callable[[Binding], Mapping[str, Tensor]]]
+Scaled = tuple[Tensor, Tensor, float]  # A (r, in), B (out, r) and s, of the delta s B A of a whole module
 
 
 def _adapter(model: Any, adapter: str) -> Iterator[Found]:
@@ -97,40 +104,40 @@ def _deltas(model: nn.Module) -> Iterator[Found]:
             yield name, module, share.bindings, share.tensors
 
 
-def _factors(
-    name: str, bindings: list[Binding], formed: Callable[[Binding], Mapping[str, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    pairs = []
-    for binding in bindings:
-        pair = binding.rule.factors(formed(binding))
-        if pair is None:
-            raise Refused(
-                f"site {name!r}: rule {binding.rule.name!r} is not low-rank, so it is no LoRA; "
-                "merge_and_unload puts it into the weights"
-            )
-        A, B = pair
-        pairs.append((A, B if binding.site.part is None else binding.site.part.place(B.mT).mT))
-    return torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs], dim=1)
+def _factors(name: str, binding: Binding, formed: Mapping[str, Tensor]) -> Scaled:
+    found = binding.rule.scaled_factors(formed)
+    if found is None:
+        raise Refused(
+            f"site {name!r}: rule {binding.rule.name!r} is not low-rank, so it is no LoRA; merge_and_unload "
+            "puts it into the weights"
+        )
+    A, B, s = found
+    return A, B if binding.site.part is None else binding.site.part.place(B.mT).mT, s
 
 
 def _told(own: Any) -> dict[str, Any]:
     return {"task_type": own.task_type, "base_model_name_or_path": own.base_model_name_or_path}
 
 
-def _config(ranks: dict[str, int], transposed: bool, told: dict[str, Any]) -> LoraConfig:
+def _config(ranks: dict[str, int], scale: float, transposed: bool, told: dict[str, Any]) -> LoraConfig:
     common = max(sorted(set(ranks.values())), key=list(ranks.values()).count)
     # peft reads keys as regexes, which may begin after any dot of a path
     pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
     return LoraConfig(
         r=common,
-        lora_alpha=common,
+        lora_alpha=_alpha(scale, common),
         target_modules=sorted(ranks),
         rank_pattern=pattern,
-        alpha_pattern=dict(pattern),
+        alpha_pattern={key: _alpha(scale, rank) for key, rank in pattern.items()},
         fan_in_fan_out=transposed,
         inference_mode=True,
         **told,
     )
+
+
+def _alpha(scale: float, rank: int) -> Any:
+    alpha = scale * rank
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _save(config: LoraConfig, state: dict[str, Tensor], path: str) -> None:
