@@ -37,6 +37,7 @@ from .methods.share_lora import ShareLoraConfig
 from .per_layer import per_layer_class
 from .plan import SharePlan
 from .propose import Proposal, propose
+from .prune import prune
 from .registry import subnets
 from .scan import Scan, scan
 from .search.run import search
@@ -92,6 +93,7 @@ __all__ = [
     "model_card",
     "per_layer_class",
     "propose",
+    "prune",
     "rank_correlation",
     "scan",
     "search",

@@ -182,6 +182,8 @@ def _check_site(rule: Rule, step: Generate, site: Site, made: dict[str, list[Mad
     if rule.kind == "replace" and site.part is not None:
         raise Refused(f"rule {rule.name!r} replaces a whole weight; {site.name!r} is a part of one")
     before = made.setdefault(site.module, [])
+    if rule.rewrites and any(other.kind == "replace" for other in before):
+        raise Refused(f"site {site.name!r}: rule {rule.name!r} cannot set a weight that another rule makes")
     for other in before:
         _check_order(rule.kind, step.group, site, other)
     before.append(Made(rule.kind, site.name, step.group))

@@ -115,8 +115,9 @@ def export(
         source: a folder or Hub id.
         format: "dense" (a checkpoint for transformers, vLLM, TGI), "compressed-tensors" (codes of an elastic
             model, each weight at its width, for transformers and vLLM), "bnb-nf4", "bnb-int8" or "torchao"
-            (quantised anew), "lora" (an adapter for peft, vLLM, LoRAX), or "gguf" (a dense folder, and the
-            command of llama.cpp that converts it).
+            (quantised anew), "lora" (an adapter for peft, vLLM, LoRAX; `source` is an adapter, or a model
+            that has deltas added and nothing else), or "gguf" (a dense folder, and the command of llama.cpp
+            that converts it).
         text: to measure on what the conversion costs.
         name, budget, choices: the subnet of an elastic model, as `hf_share.choose` takes it: `bits=3`; what
             was active when the model was saved if left out.
@@ -180,9 +181,7 @@ def _write_quantised(backend: Backend, model: Any, tokenizer: Any, folder: Path)
 
 
 def _write_lora(model: Any, tokenizer: Any, folder: Path) -> Wrote:
-    if not hasattr(model, "peft_config"):
-        raise Refused("a LoRA is made of an adapter, and this is a whole model; --format dense fits")
-    to_lora(model, folder, model.active_adapters[0])
+    to_lora(model, folder, *(model.active_adapters[:1] if hasattr(model, "peft_config") else ()))
     _save(None, tokenizer, folder)
     return Wrote()
 

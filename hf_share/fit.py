@@ -218,6 +218,15 @@ def _fit_generate(model: nn.Module, step: Generate, source: Source, whole: Whole
         for name, attribute in binding.names.items():
             value = values.get(site.name, {}).get(name)
             _set(getattr(share, attribute), value, rule, name, [site], seed, step.group, site.name)
+        if rule.rewrites and site.name in values:
+            _rewrite(resolve(base, site.module), site, values[site.name]["W"])
+
+
+def _rewrite(module: nn.Module, site: Site, W: Tensor) -> None:
+    """Give the module of a site the weight (out, in) at its place."""
+    own = linear_weight(module).data.clone()  # not in place: a rule may yet fit to the source's values
+    own[slice(None) if site.part is None else site.part.rows(own.device)] = W
+    module.weight.data = own.mT if type(module).__name__ == "Conv1D" else own
 
 
 def _set(

@@ -57,9 +57,12 @@ def block_influence(model: nn.Module, calibration: Sequence[Any], stack: str | N
     return [total / max(count, 1) for total, count in zip(turned, seen, strict=True)]
 
 
-def second_moments(model: nn.Module, calibration: Any, modules: Sequence[str]) -> dict[str, Tensor]:
+def second_moments(
+    model: nn.Module, calibration: Any, modules: Sequence[str], diagonal: bool = False
+) -> dict[str, Tensor]:
     """E[x x^T], (in, in) in fp32, of the input x of each of `modules` (paths from the backbone), over all
-    tokens of `calibration`. Modules that get the same input share one tensor.
+    tokens of `calibration`; with `diagonal` E[x_j^2] alone, (in,). Modules that get the same input share one
+    tensor.
     """
     if calibration is None:
         return {}
@@ -78,7 +81,8 @@ def second_moments(model: nn.Module, calibration: Any, modules: Sequence[str]) -
             first = same.setdefault(name, seen[1])
             if first == name:
                 x = x.detach().reshape(-1, x.shape[-1]).float()
-                sums[name] = sums.get(name, 0.0) + x.mT @ x
+                more = x.square().sum(0) if diagonal else x.mT @ x
+                sums[name] = sums.get(name, 0.0) + more
                 count[name] = count.get(name, 0) + len(x)
 
         return hook

@@ -79,7 +79,7 @@ class LowRank(Rule):
             or not math.isfinite(self.scale)
         ):
             raise PlanError(f"low_rank: scale is {self.scale!r}; a finite number fits")
-        if self.reads and (self.share or not self.scale):
+        if self.fitted and (self.share or not self.scale):
             raise PlanError(
                 f"low_rank: init {self.init!r} fits each site by itself; share {self.share!r} and scale "
                 f"{self.scale!r} do not go with it"
@@ -100,8 +100,13 @@ class LowRank(Rule):
         return SHARED_LOW_RANK if self.share else LOW_RANK
 
     @property
+    def fitted(self) -> bool:
+        """Whether the factors start as those of what the present weight lacks."""
+        return self.init in ("svd", "whitened")
+
+    @property
     def reads(self) -> str:
-        return "residual" if self.init in ("svd", "whitened") else ""
+        return "residual" if self.fitted else ""
 
     @property
     def calibrated(self) -> bool:
@@ -133,9 +138,12 @@ class LowRank(Rule):
     def private(self, site: Site) -> dict[str, Shape]:
         return {k: v for k, v in self._shapes(site).items() if k not in self.share}
 
-    def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        A, B = self._active(t)
-        return A, B * self.scale
+    def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        found = self.scaled_factors(t)
+        return None if found is None else (found[0], found[1] * found[2])
+
+    def scaled_factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
+        return (*self._active(t), self.scale)
 
     def weight(self, t: Mapping[str, Tensor]) -> Tensor:
         A, B = self._active(t)

@@ -250,8 +250,10 @@ class Own:
         rule, part = binding.rule, binding.site.part
         own = y if self.bias is None else y - self.bias.to(y.dtype)
         own = own if part is None else own[..., part.rows(y.device)]
-        given = own if rule.over == "y" else self._dense(binding.site, y)
-        new = rule.apply(x, {**formed, rule.over: given}, training)
+        given = {"y": own} if "y" in rule.over else {}
+        if "W" in rule.over:
+            given["W"] = self._dense(binding.site, y)
+        new = rule.apply(x, {**formed, **given}, training)
         if self.bias is None and part is None:
             return new.to(y.dtype)
         return (y + binding.place(new - own)).to(y.dtype)

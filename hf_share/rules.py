@@ -46,8 +46,8 @@ class Rule(ABC):
     `kind` is `add` (a delta on the site's own weight), `replace` (the weight itself), `map` (a function of
     the site's own weight) or `limit` (a function of its inputs, before all others: `limit(x)`). A map finds
     that weight (out, in) as `t["W"]` in `weight`, and in `apply` what it is `over`: `"W"`, or `"y"`, the
-    product of x and the own weight (..., out), which a quantised module gives as well. A limit finds as
-    `t["W"]` what all other rules make of it.
+    product of x and the own weight (..., out), which a quantised module gives as well, or both, `"Wy"`. A
+    limit finds as `t["W"]` what all other rules make of it.
     """
 
     name: ClassVar[str]
@@ -73,6 +73,11 @@ class Rule(ABC):
     @property
     def calibrated(self) -> bool:
         """Whether `fit` also needs the second moments of the sites' inputs, from calibration text."""
+        return False
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the `fit` of a map also gives `"W"`, the weight that each site has from then on."""
         return False
 
     def check(self, sites: Sequence[Site]) -> None:  # noqa: B027 - most rules have nothing to check
@@ -131,6 +136,11 @@ class Rule(ABC):
     def factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """`(A, B)` with `weight = B @ A`, for rules that are low-rank; None otherwise."""
         return None
+
+    def scaled_factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
+        """`(A, B, s)` with `weight = s B @ A`, for rules that multiply by a number of their own last."""
+        pair = self.factors(t)
+        return None if pair is None else (*pair, 1.0)
 
     def choices(self) -> dict[str, tuple[Any, ...]]:
         """Nested settings that `choose` may switch in place: name -> values, smallest first."""

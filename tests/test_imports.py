@@ -16,17 +16,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 
 # a file or a folder imports from its own line or from lines above
 LAYERS = (
-    "errors about plain steps plan linalg planes codes difference files markdown budget",
+    "errors about plain steps plan linalg planes codes masks difference files markdown budget",
     "fused sites peft_type",
     "rules rebuild targets config attention sublayers",
-    "binding shelter adapter scale atoms factors low_rank nested bywidth lanes",
+    "binding shelter adapter scale atoms factors low_rank sparse_delta nested bywidth lanes",
     "modules allocate guards",
     "registry ties visits depths dense",
     "arrange cut plain_lanes",
     "attach",
     "importance gates lines",
     "sort_lanes structure",
-    "fit materialize describe plots elastic per_layer drift scan activations",
+    "fit materialize describe plots elastic per_layer drift scan activations prune",
     "formed settle extract costs packed backends merge filesize",
     "methods",
     "hub share train search eval shapes",
@@ -42,7 +42,8 @@ LAYERS = (
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split()}
 OF_METHODS = set(
     "errors about plain steps plan linalg fused sites rules scale config targets adapter importance gates "
-    "methods attention atoms factors dense drift allocate low_rank nested bywidth lanes structure rebuild "
+    "methods attention atoms factors dense drift allocate low_rank sparse_delta masks nested bywidth lanes "
+    "structure rebuild "
     "visits".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`

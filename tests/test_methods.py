@@ -356,6 +356,14 @@ ROWS = {
     "Fold + elastic neurons": Row(
         fold_then(elastic(bits=[], ffn=[0.5]), group_size=2), stored(PAIRS), start=as_dense
     ),
+    "Elastic ranks, pruned": Row(
+        elastic(preset="nls", bits=None, ranks=[2, 4], sparsity=0.5),
+        added(low_rank("", rank=4)),
+        start=unsaid,
+    ),
+    "Elastic ranks, sparse, adapter": Row(
+        elastic(preset="nls", bits=None, ranks=[2, 4], sparse=True), low_rank("", rank=4), adapter=True
+    ),
     "Fold + elastic bits": Row(
         fold_then(elastic(r_private=1, r_shared=1, pooled=True), group_size=2),
         lambda model: stored(PAIRS)(model) + by_bits(1, 1, codes=2, pooled=16)(model),

@@ -62,6 +62,10 @@ VARIANTS = [
     ("gated", {"widths": [2, 3], "inner": {"rule": "low_rank", "args": {"r": 3, "share": "A"}}, "bits": 2}),
     ("gated", {"widths": [2, 3], "inner": {"rule": "pooled", "args": {"r": 2, "group_size": 5}}}),
     ("pooled", {"r": 2, "group_size": 7}),
+    *(
+        ("sparse_delta", {"r": 4, "init": "random", **more})
+        for more in ({"rank": 2}, {"share": "A", "scale": 0.5}, {"sparsity": 0.5, "pattern": "2:4"})
+    ),
     ("test_atoms", {"atoms": 2}),
     ("test_squash", {}),
 ]

@@ -303,6 +303,14 @@ def _require_repeatable(plan: SharePlan) -> None:
                 f"stack {step.stack!r}: random weights cannot be made again from the base model, and an "
                 "adapter's folder does not hold them; use hf_share.share(model, config)"
             )
+    for step in plan.generates:
+        rule = step_rule(step)
+        if rule.rewrites:
+            raise Refused(
+                f"group {step.group!r}: rule {rule.name!r} would prune the base, which an adapter leaves as "
+                "it is. hf_share.prune(model, ...) and save the base first, then leave sparsity out of the "
+                "adapter; or use hf_share.share(model, config)"
+            )
 
 
 def _pass_names(

@@ -11,7 +11,8 @@ b-bit weight. Beside it, for each weight, lie low-rank deltas that recover what 
 
 Both may be adapters of another method, which then share across layers: `private=ShareLoraConfig(r=2,
 share="A")`, `shared=MosConfig(...)`. `ranks` adds elastic ranks (neural low-rank search, LoNAS / Shears):
-one delta whose first k ranks work by themselves.
+one delta whose first k ranks work by themselves. With `sparse` that delta leaves the zeros of pruned weights
+alone (SparsePEFT, `sparse_delta.py`), and `sparsity` prunes them first.
 
 `ffn`, `kv_groups` and `depth` are sizes of the structure: the share of neurons and the number of key-value
 groups that work in each sub-layer (`hf_share/lanes.py`), and the number of layers. Neurons and groups are
@@ -47,11 +48,13 @@ from ..config import ShareConfig, method
 from ..errors import ConfigError, unknown
 from ..lanes import ORDERS
 from ..low_rank import LowRank
+from ..masks import MASKS, require_share
 from ..nested import BASES, Nested
 from ..plan import SharePlan
 from ..rebuild import rebuild
 from ..rules import Rule
 from ..sites import Site, backbone, resolve, stacks
+from ..sparse_delta import SparseDelta
 from ..steps import Generate
 from ..structure import depth_step, ffn_steps, head_steps
 from ..targets import ALL_LINEAR, select
@@ -99,6 +102,13 @@ class ElasticConfig(ShareConfig):
         order: what neurons, groups and layers are sorted by, see above; if None, "activation" where
             calibration text is given and "l2" where none is.
         multiple_of: numbers of neurons are multiples of it.
+        sparse: that delta is masked by the zeros of the weights, which stay zeros when it is merged; None is
+            True with `sparsity`.
+        sparsity: share of each output row's weights to prune before; for `hf_share.share`. An adapter leaves
+            its base as it is: use `hf_share.prune` on that.
+        pattern: "2:4" keeps 2 of every 4 neighbours.
+        mask: which weights are pruned, "magnitude" or "wanda" (needs calibration); by default as there is
+            calibration text or none.
         lora_alpha: deltas are multiplied by `lora_alpha / r`; twice the rank if None.
         lora_dropout: dropout on the input of deltas while training.
         target_modules: every linear weight but the head if None.
@@ -133,6 +143,10 @@ class ElasticConfig(ShareConfig):
     multiple_of: int = 8
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
+    sparse: bool | None = None
+    sparsity: float = 0.0
+    pattern: str | None = None
+    mask: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -170,6 +184,26 @@ class ElasticConfig(ShareConfig):
             raise ConfigError("deltas by width need bits; `ranks` are of weights as they are, too")
         if s["pooled"] and (self.private or self.shared):
             raise ConfigError("pooled is of r_private and r_shared; private and shared bring their own form")
+        self._check_sparsity(s)
+
+    def _check_sparsity(self, s: dict[str, Any]) -> None:
+        require_share(self.sparsity, self.pattern, ConfigError)
+        if self.mask is not None and self.mask not in MASKS:
+            raise unknown("mask", self.mask, MASKS, ConfigError)
+        if self.sparse is not None and not isinstance(self.sparse, bool):
+            raise ConfigError(f"sparse is {self.sparse!r:.80}; True or False fits")
+        if self.mask is not None and not self.sparsity:
+            raise ConfigError(f"mask {self.mask!r} says how to prune, and there is no sparsity to reach")
+        if self.sparsity and self.sparse is False:
+            raise ConfigError(
+                "sparsity prunes for deltas that keep the zeros, and those of sparse=False do not; call "
+                f"hf_share.prune(model, {self.sparsity:g}) yourself for them"
+            )
+        if (self.sparse or self.sparsity) and (s["bits"] or not s["ranks"]):
+            raise ConfigError(
+                "sparse is of `ranks` on weights as they are, bits=[], ranks=[16, 24, 32]; a code of few "
+                "bits keeps no exact zero"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -181,11 +215,13 @@ class ElasticConfig(ShareConfig):
     @property
     def needs_calibration(self) -> bool:
         s = self.settings
-        return bool(s["bits"]) and s["base"] == "gptq" or self._sorts and s["order"] == "activation"
+        codes, sorts = bool(s["bits"]) and s["base"] == "gptq", self._sorts and s["order"] == "activation"
+        return codes or sorts or self.mask == "wanda"
 
     @property
     def uses_calibration(self) -> bool:
-        return self.needs_calibration or self._sorts and self.settings["order"] is None
+        measures = self._sorts and self.settings["order"] is None or self.sparsity and self.mask is None
+        return self.needs_calibration or bool(measures)
 
     @property
     def _sorts(self) -> bool:
@@ -242,7 +278,7 @@ class ElasticConfig(ShareConfig):
             plan += SharePlan(tuple(self._deltas(model, targets, stem, around, r, config)))
         if s["ranks"]:
             r = max(s["ranks"])
-            delta = LowRank(r=r, ranks=tuple(sorted(s["ranks"])), **self._common(r))
+            delta = self._elastic_delta(r, tuple(sorted(s["ranks"])), calibration is not None)
             plan += SharePlan((_step(delta, targets, *group_names(model, "elastic", [targets[:1]])),))
         return plan
 
@@ -285,6 +321,13 @@ class ElasticConfig(ShareConfig):
         else:
             return []
         return [_around(around, step, widths, stem) for step in inner]
+
+    def _elastic_delta(self, r: int, ranks: tuple[int, ...], text: bool) -> LowRank:
+        common = {"r": r, "ranks": ranks, **self._common(r)}
+        if self.sparsity:
+            mask = self.mask or ("wanda" if text else "magnitude")
+            return SparseDelta(**common, sparsity=self.sparsity, pattern=self.pattern, mask=mask)
+        return (SparseDelta if self.sparse else LowRank)(**common)
 
     def _common(self, r: int) -> dict[str, Any]:
         alpha = 2.0 * r if self.lora_alpha is None else self.lora_alpha
