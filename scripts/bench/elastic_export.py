@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import random
+import statistics
 import tempfile
 import warnings
 from pathlib import Path
@@ -45,7 +46,9 @@ a logit between the file, loaded by stock classes in a process without hf_share,
 the process that wrote it; *loss* is NLL (nats a token) of the converted model minus NLL of the subnet, on the
 last 60,000 characters of the text. bitsandbytes and torchao quantise the merged weight anew, at any width.
 *as is*: weights left in full precision because bitsandbytes' NF4 cannot run their shape on every CPU. *acc*:
-lm-eval's hf backend on 60 items of which of four sentences goes on, where guessing gives 0.25."""
+lm-eval's hf backend on 60 items of which of four sentences goes on, where guessing gives 0.25. *load s*: the
+median over the subnets of one format, since the first one of a process imports the model's code, on two cores
+that were busy with other work."""
 STOCK = """
 import json, sys, time
 import torch
@@ -198,7 +201,7 @@ def page(results):
         rows.append([
             f"{row['model']}, {row['offered']}", f"{row['format']}, {width}", found["mean_bits"],
             found["nll_before"], found["nll_after"], f"{loss:+.4f}", f"{found['bytes'] / 1000:,.0f}",
-            found["bytes"] / found["predicted"], f"{found['fidelity']:.0e}", found["load_seconds"],
+            found["bytes"] / found["predicted"], f"{found['fidelity']:.0e}", loading(row),
             found["left"] or None, found.get("acc"),
         ])  # fmt: skip
         if row["offered"] == SCORED[0] and width != "mixed":
@@ -212,9 +215,14 @@ def page(results):
     return "\n\n".join(text)
 
 
+def loading(row):
+    return f"{statistics.median(found['load_seconds'] for found in row['widths'].values()):.2f}"
+
+
 def every(results):
-    for row in results.values():
-        for width, found in row.get("widths", {}).items():
+    rows = [row for row in results.values() if "widths" in row]
+    for row in sorted(rows, key=lambda row: (row["model"], row["offered"], FORMATS.index(row["format"]))):
+        for width, found in row["widths"].items():
             yield row, width, found
 
 
