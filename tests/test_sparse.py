@@ -32,7 +32,7 @@ from hf_share import (
 from hf_share.masks import keep_mask
 from hf_share.modules import linear_weight
 from hf_share.sites import resolve, sites
-from hf_share.train.elastic import only_rules_train
+from hf_share.train.elastic import choose_trained
 
 
 Q = tuple(f"layers.{i}.self_attn.q_proj" for i in range(4))
@@ -221,7 +221,7 @@ def test_a_pruned_elastic_model(arch, how, tmp_path):
 def test_only_the_factors_train_and_no_zero_is_filled(tmp_path):
     model = hf_share.share(zoo.build("llama"), ElasticConfig(**NLS, sparsity=0.5))
     pruned = copy.deepcopy(weights(model))
-    only_rules_train(model)
+    choose_trained(model)
     trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     assert {n.rpartition(".")[2] for n in trained} == {"A", "B"}
     trainer(model, tmp_path, steps=3).train()

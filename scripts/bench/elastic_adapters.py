@@ -260,7 +260,7 @@ def _sub_adapters(rows):
             worst, change = max(row["max_difference"] for row in own), min(row["change"] for row in own)
             made = {"peft": "get_peft_model", "share": "hf_share.share"}[how]
             yield (
-                f"Sub-adapters of `{made}`, {len(own)} draws: {worst:.1e} (at most {MOST_LOGIT:.0e}), where "
+                f"Sub-adapters of `{made}`, {len(own)} draws: {worst:.2g} (at most {MOST_LOGIT:.0e}), where "
                 f"the adapter changes some logit by {change:.2f} or more: {_held(worst <= MOST_LOGIT)}."
             )
 
