@@ -23,9 +23,31 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Write over a model in the output folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Choose = Annotated[
+    str | None, typer.Option(help="A subnet of the model's subnets.json.", show_default=False)
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(help='The best of them within "3.0 bits" or "1.2 MB".', show_default=False),
+]
+Bits = Annotated[
+    int | None, typer.Option(help="The same width for all codes of an elastic model.", show_default=False)
+]
+Ffn = Annotated[
+    float | None, typer.Option(help="Share of the neurons of all feed-forward blocks.", show_default=False)
+]
+Groups = Annotated[
+    int | None, typer.Option("--kv-groups", help="Key-value groups of all attentions.", show_default=False)
+]
+Depth = Annotated[int | None, typer.Option(help="Number of layers.", show_default=False)]
 Calibration = Annotated[
     str, typer.Option(help="Text to measure layers on: stdlib, a file, or a data set id.")
 ]
+
+
+def given(**choices: Any) -> dict[str, Any]:
+    """The choices that were asked for."""
+    return {name: value for name, value in choices.items() if value is not None}
 
 
 def load(model: str, dtype: str, tokenizer: bool = True) -> tuple[Any, Any]:

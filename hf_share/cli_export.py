@@ -10,7 +10,23 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_common import AsJson, Dtype, Force, Output, print_json, print_table, require_free, tell
+from .cli_common import (
+    AsJson,
+    Bits,
+    Budget,
+    Choose,
+    Depth,
+    Dtype,
+    Ffn,
+    Force,
+    Groups,
+    Output,
+    given,
+    print_json,
+    print_table,
+    require_free,
+    tell,
+)
 
 
 Source = Annotated[
@@ -19,18 +35,9 @@ Source = Annotated[
 Format = Annotated[
     str,
     typer.Option(
-        help="dense, compressed-tensors, bnb-nf4, bnb-int8, torchao, lora or gguf.", show_default=False
+        help="dense, per-layer, compressed-tensors, bnb-nf4, bnb-int8, torchao, lora or gguf.",
+        show_default=False,
     ),
-]
-Choose = Annotated[
-    str | None, typer.Option(help="A subnet of the model's subnets.json.", show_default=False)
-]
-Budget = Annotated[
-    str | None,
-    typer.Option(help='The best of them within "3.0 bits" or "1200000 bytes".', show_default=False),
-]
-Bits = Annotated[
-    int | None, typer.Option(help="The same width everywhere, of an elastic model.", show_default=False)
 ]
 Text = Annotated[
     Path | None,
@@ -49,6 +56,9 @@ def export(
     choose: Choose = None,
     budget: Budget = None,
     bits: Bits = None,
+    ffn: Ffn = None,
+    kv_groups: Groups = None,
+    depth: Depth = None,
     text: Text = None,
     dtype: Dtype = "auto",
     force: Force = False,
@@ -58,7 +68,7 @@ def export(
     from .export import export as write
 
     require_free(output, force)
-    choices = {} if bits is None else {"bits": bits}
+    choices = given(bits=bits, ffn=ffn, kv_groups=kv_groups, depth=depth)
     words = None if text is None else text.read_text(encoding="utf-8")[:TEXT_MOST]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the conversion costs")  # it is told below, in a line

@@ -8,26 +8,26 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import AsJson, Force, Output, print_json, require_free, tell
+from .cli_common import (
+    AsJson,
+    Bits,
+    Budget,
+    Choose,
+    Depth,
+    Ffn,
+    Force,
+    Groups,
+    Output,
+    given,
+    print_json,
+    require_free,
+    tell,
+)
 
 
 Source = Annotated[str, typer.Argument(help="A Hub id or a folder, of an elastic model.", show_default=False)]
-Choose = Annotated[str | None, typer.Option(help="A subnet of its subnets.json.", show_default=False)]
-Budget = Annotated[
-    str | None, typer.Option(help='The best of them within "3.0 bits" or "1.2 GB".', show_default=False)
-]
-Bits = Annotated[int | None, typer.Option(help="Bits of all codes.", show_default=False)]
-Ffn = Annotated[
-    float | None, typer.Option(help="Share of the neurons of all feed-forward blocks.", show_default=False)
-]
-Groups = Annotated[
-    int | None, typer.Option("--kv-groups", help="Key-value groups of all attentions.", show_default=False)
-]
-Depth = Annotated[
-    int | None, typer.Option(help="Number of layers, of a plain checkpoint.", show_default=False)
-]
 Plain = Annotated[
-    bool, typer.Option("--plain", help="Write a checkpoint of the stock class, for structure alone.")
+    bool, typer.Option("--plain", help="Write a checkpoint of the stock class, of structure alone.")
 ]
 Shard = Annotated[str, typer.Option(help="The most bytes of a file, and of memory.")]
 
@@ -51,8 +51,7 @@ def slice_files(
     from .hub.slicer import slice_checkpoint
 
     require_free(output, force)
-    sizes = {"bits": bits, "ffn": ffn, "kv_groups": kv_groups, "depth": depth}
-    asked = {key: value for key, value in sizes.items() if value is not None}
+    asked = given(bits=bits, ffn=ffn, kv_groups=kv_groups, depth=depth)
     folder = slice_checkpoint(source, output, name=choose, budget=budget, plain=plain, shard=shard, **asked)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if as_json:

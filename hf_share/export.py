@@ -113,11 +113,12 @@ def export(
 
     Args:
         source: a folder or Hub id.
-        format: "dense" (a checkpoint for transformers, vLLM, TGI), "compressed-tensors" (codes of an elastic
-            model, each weight at its width, for transformers and vLLM), "bnb-nf4", "bnb-int8" or "torchao"
-            (quantised anew), "lora" (an adapter for peft, vLLM, LoRAX; `source` is an adapter, or a model
-            that has deltas added and nothing else), or "gguf" (a dense folder, and the command of llama.cpp
-            that converts it).
+        format: "dense" (a checkpoint for transformers, vLLM, TGI), "per-layer" (the same, but for sizes that
+            differ from layer to layer: transformers' `per_layer_config`), "compressed-tensors" (codes of an
+            elastic model, each weight at its width, for transformers and vLLM), "bnb-nf4", "bnb-int8" or
+            "torchao" (quantised anew), "lora" (an adapter for peft, vLLM, LoRAX; `source` is an adapter, or a
+            model that has deltas added and nothing else), or "gguf" (a dense folder, and the command of
+            llama.cpp that converts it).
         text: to measure on what the conversion costs.
         name, budget, choices: the subnet of an elastic model, as `hf_share.choose` takes it: `bits=3`; what
             was active when the model was saved if left out.
@@ -168,6 +169,12 @@ def _write_dense(model: Any, tokenizer: Any, folder: Path) -> Wrote:
     return Wrote(predicted=file_size(plain))
 
 
+def _write_per_layer(model: Any, tokenizer: Any, folder: Path) -> Wrote:
+    plain: Any = materialize(model, per_layer=True)
+    _save(plain, tokenizer, folder)
+    return Wrote(predicted=file_size(plain))
+
+
 def _write_packed(model: Any, tokenizer: Any, folder: Path) -> Wrote:
     plain = packed(model, folder)
     _save(None, tokenizer, folder)
@@ -208,8 +215,10 @@ def _convert(model: Any, folder: Path) -> str:
     return shlex.join((*script, str(folder), "--outfile", str(out), "--outtype", kind))
 
 
+PER_LAYER = "of each layer's own size, said by per_layer_config; hf_share.per_layer_class loads them"
 FORMATS = {
     "dense": Format(write=_write_dense),
+    "per-layer": Format(write=_write_per_layer, note=PER_LAYER),
     "compressed-tensors": Format(write=_write_packed, note="each weight at its width, on a symmetric grid"),
     **{name: Format(write=partial(_write_quantised, row), note=ANEW) for name, row in BACKENDS.items()},
     "lora": Format(write=_write_lora),

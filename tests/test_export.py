@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import hf_share
 from hf_share import Refused, cli
+from hf_share.hub.load import load_model
 from hf_share.train.pretrain import train_tokenizer
 
 
@@ -95,3 +96,16 @@ def test_from_the_command_line(place, tmp_path):
     result = CliRunner().invoke(cli.app, [*map(str, arguments), "--json", "--force"], catch_exceptions=False)
     told = json.loads(result.stdout)
     assert told["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size and told["command"]
+
+
+def test_layers_of_their_own_sizes_are_exported_and_loaded_by_name(tmp_path):
+    model = hf_share.share(zoo.build("llama"), hf_share.ElasticConfig(bits=[], ffn=[0.5]))
+    hf_share.choose(model, ffn={"layers.2.mlp.down_proj": 0.5})
+    model.save_pretrained(tmp_path / "elastic")
+    done = hf_share.export(str(tmp_path / "elastic"), "per-layer", tmp_path / "uneven")
+    assert done.predicted == done.bytes and "per_layer_class" in done.note
+    plain = load_model(str(tmp_path / "uneven"))
+    assert [layer.mlp.up_proj.out_features for layer in plain.model.layers] == [48, 48, 24, 48]
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, model.eval()(ids).logits, atol=1e-6, rtol=1e-5)

@@ -256,4 +256,4 @@ def test_from_the_command_line(place, tmp_path):
     assert done.exit_code == 0 and "symmetric grid" in done.stderr and "warning" not in done.stderr
     files = [folder / "model.safetensors" for folder in (tmp_path / "mixed", root / "compressed-tensors")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert {"dense", "lora", "gguf", *WHOLE} == set(FORMATS)
+    assert {"dense", "per-layer", "lora", "gguf", *WHOLE} == set(FORMATS)

@@ -20,6 +20,7 @@ from transformers.utils import find_adapter_config_file
 from ..elastic import choose
 from ..errors import ConfigError, unknown
 from ..guards import never_repack
+from ..per_layer import per_layer_class
 
 
 QUANTS: dict[str, dict[str, Any]] = {
@@ -40,6 +41,8 @@ def load_model(name: str, dtype: str = "auto") -> Any:
     config = transformers.AutoConfig.from_pretrained(base or place)
     named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     auto = getattr(transformers, named, transformers.AutoModel)
+    if getattr(config, "is_heterogeneous", False):
+        auto = per_layer_class(auto)
     quantised = _quantised(config, base or place, settings.pop("quant", None))
     model: Any = auto.from_pretrained(base or place, dtype=dtype, **quantised)
     never_repack(model)  # what is measured is what a file would hold

@@ -140,14 +140,15 @@ def _plain(home: Path, name: str | None, budget: str | None, choices: Mapping[st
     model, renamed = make_plain(model), {}
     for stock in model.state_dict():
         before = _before(stock, dot, record.plan.arranges)
-        home, _, leaf = before.rpartition(".")
-        if leaf == "weight" and home in cut:
+        weight, _, leaf = before.rpartition(".")
+        if leaf == "weight" and weight in cut:
             module: Any = model.get_submodule(stock.rpartition(".")[0])
-            if (cut[home].in_features, cut[home].out_features) != features(module):
+            if (cut[weight].in_features, cut[weight].out_features) != features(module):
+                said, own = features(module), cut[weight].shape[::-1]
                 raise Refused(
-                    f"{home!r} has {features(module)} inputs and outputs in a plain checkpoint, whose config "
-                    f"says one size for all layers, and {cut[home].shape[::-1]} at the size that is asked "
-                    "for; materialize(model) fills it with zeros"
+                    f"{weight!r} has {said} inputs and outputs in a plain checkpoint, whose config says one "
+                    f"size for all layers, and {own} at the size that is asked for; materialize(model) fills "
+                    "it with zeros"
                 )
         before = record.ties.get(before, before)
         renamed[stock] = record.guards.get(before, before)
