@@ -6,7 +6,7 @@ A group of G weights has a code q in [0, 2^n) for each weight, and for each widt
 
     v_b(q) = s_b (q >> (n - b)) + z_b
 
-For given scales the best code is argmin_q sum_b lambda_b (w - v_b(q))^2, found among all 2^n; for given codes
+For given scales the best code is argmin_q sum_b lambda_b (w - v_b(q))^2, over all 2^n; for given codes
 the best s_b, z_b are a least-squares line. `nested_codes` starts from the clipped range of the group, one
 start for each clipping, takes the two in turn, and keeps for each group the best. `compensated` (GPTQ, arXiv
 2210.17323, with the joint choice of MatGPTQ) goes through the columns and lets those to come make up for what
@@ -50,7 +50,8 @@ def nested_codes(W: Tensor, bits: int, widths: Mapping[int, float], group_size: 
     """Codes of `bits` bits for W (out, in), good at every width of `widths`, width -> lambda."""
     out, width = W.shape
     cut, valid = _groups(W.float(), group_size)
-    rows = max(1, AT_ONCE // (cut[0].numel() << bits))
+    looked_at = 1 << max((b for b in widths if b < bits), default=0)  # codes, for each weight
+    rows = max(1, AT_ONCE // (cut[0].numel() * looked_at))
     parts = [_joint(w, v, bits, widths) for w, v in zip(cut.split(rows), valid.split(rows), strict=True)]
     codes = torch.cat([part[0] for part in parts]).flatten(1)[:, :width].contiguous()
     return _with_lines(codes, torch.cat([part[1] for part in parts]), widths)
@@ -111,14 +112,27 @@ def _lines(w: Tensor, valid: Tensor, codes: Tensor, bits: int, widths: Mapping[i
 
 
 def _nearest(w: Tensor, lines: Tensor, bits: int, widths: Mapping[int, float]) -> Tensor:
-    """For each weight the code with the least weighted error over the widths, among all of them."""
-    every = torch.arange(2**bits, device=w.device)
-    error = torch.zeros((), device=w.device)
-    for i, (b, weight) in enumerate(widths.items()):
-        scale, offset = lines[..., i, 0, None], lines[..., i, 1, None]
-        value = scale * (every >> (bits - b)) + offset  # (out, groups, codes)
-        error = error + weight * (w[..., None] - value[..., None, :]).square()
-    return error.argmin(-1).to(torch.uint8)
+    """For each weight the code with the least weighted error over the widths, among all of them.
+
+    The widest width, which is all of the code, is the last of `widths`. Codes that agree in the bits of all
+    narrower ones differ in its error alone, which is a parabola: of these only the one nearest its vertex is
+    looked at.
+    """
+    *narrower, widest = widths
+    assert widest == bits, "the widest width is the whole code"
+    scale, offset = lines[..., -1, 0, None], lines[..., -1, 1, None]
+    vertex = ((w - offset) / torch.where(scale == 0, 1.0, scale)).round().clamp(0, 2**bits - 1)
+    if not narrower:
+        return vertex.to(torch.uint8)
+    common = narrower[-1]
+    heads = torch.arange(2**common, device=w.device)
+    first = heads << (bits - common)
+    codes = vertex[..., None].clamp(first, first + 2 ** (bits - common) - 1)  # (out, groups, G, heads)
+    error = widths[bits] * (w[..., None] - scale[..., None] * codes - offset[..., None]).square()
+    for i, b in enumerate(narrower):
+        value = lines[..., i, 0, None] * (heads >> (common - b)) + lines[..., i, 1, None]
+        error = error + widths[b] * (w[..., None] - value[..., None, :]).square()
+    return codes.gather(-1, error.argmin(-1, keepdim=True))[..., 0].to(torch.uint8)
 
 
 def _loss(

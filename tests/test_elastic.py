@@ -17,7 +17,7 @@ import zoo
 
 import hf_share
 from hf_share import ConfigError, ElasticConfig, FoldConfig, MosConfig, PlanError, Refused, ShareConfig
-from hf_share.codes import nested_codes
+from hf_share.codes import _nearest, nested_codes
 from hf_share.costs import Costs
 from hf_share.elastic import bindings
 from hf_share.nested import Nested
@@ -53,6 +53,28 @@ def test_planes_hold_their_top_bits(width, bits):
     assert all(plane.shape == (5, -(-width // 8)) for plane in planes)
     for b in range(1, bits + 1):
         assert torch.equal(unpack(planes[:b], width), codes >> (bits - b))
+
+
+@pytest.mark.parametrize("widths", [(2, 3, 4), (2, 4, 8), (1, 5), (4,), (8,)])
+def test_the_best_code_is_the_best_of_all(widths):
+    """Against a search through every code, also for lines that fall or are flat, and errors that count 0."""
+    gen = torch.Generator().manual_seed(3)
+    w, bits = torch.randn(5, 2, 7, generator=gen), widths[-1]
+    lines = torch.randn(5, 2, len(widths), 2, generator=gen)
+    lines[..., 0] *= torch.tensor([2.0 ** -b for b in widths])
+    lines[0, 0, -1, 0] = 0.0
+    first_only = [1.0, *[0.0] * (len(widths) - 1)]
+    for weights in ([1.0] * len(widths), [2.0 ** (b - bits) for b in widths], first_only):
+        of = dict(zip(widths, weights, strict=True))
+
+        def error(q, of=of):
+            values = [lines[..., i, :1] * (q >> (bits - b)) + lines[..., i, 1:] for i, b in enumerate(widths)]
+            pairs = zip(of.values(), values, strict=True)
+            return sum(weight * (w - value).square() for weight, value in pairs)
+
+        least = torch.stack([error(torch.full(w.shape, q)) for q in range(2**bits)]).amin(0)
+        found = error(_nearest(w, lines, bits, of).long())
+        torch.testing.assert_close(found, least, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind, tolerance", [("fp16", 1e-3), ("fp32", 0.0)])
