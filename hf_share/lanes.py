@@ -123,9 +123,14 @@ class Lanes(Rule):
         """How many of `features` inputs, or of a feed's rows, belong to the active lanes."""
         return features // self.lanes * self.active_lanes
 
+    @property
+    def limits(self) -> bool:
+        """Whether there are lanes that are not active."""
+        return not self.cut and self.active_lanes < self.lanes
+
     def limit(self, x: Tensor) -> Tensor:
         """x (..., in), zero beyond the active lanes."""
-        if self.cut or self.active_lanes == self.lanes:
+        if not self.limits:
             return x
         k = self.width(x.shape[-1])
         return F.pad(x[..., :k], (0, x.shape[-1] - k))

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from ..costs import Costs
 from ..elastic import bindings, choose
+from ..errors import ConfigError
 from ..filesize import HEADER, data_bytes, entry, in_order, written
 from ..importance import block_influence
+from ..lanes import Lanes
 from ..modules import linear_weight
 from ..sites import Site, backbone, resolve
 from .blocks import lim, zd
@@ -28,8 +30,14 @@ def elastic_space(model: nn.Module) -> Space:
     """The space of an elastic model's widths, with the costs `bits` and `bytes`.
 
     Raises:
-        ConfigError: if the model has no choice of bits.
+        ConfigError: if the model has no choice of bits, or lanes of it are left out.
     """
+    for binding in bindings(model):
+        if isinstance(binding.rule, Lanes) and binding.rule.limits:
+            raise ConfigError(
+                f"{binding.site.name!r} stands at {binding.rule.size_name}={binding.rule.size}, and a file "
+                "of several widths holds all of it: extract(model) first, then search the widths of that"
+            )
     costs = Costs.of(model)
     sites = _sites(model)
     decisions = tuple(

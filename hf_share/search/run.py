@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..budget import Budget
-from ..elastic import choose, chosen
+from ..elastic import bindings, choose, chosen
+from ..errors import ConfigError
 from ..eval.perplexity import perplexity
 from ..files import write_text
 from ..registry import remember, subnets
@@ -37,6 +38,7 @@ from .methods import DEFAULT, Task, run
 from .objective import Divergence, fingerprint, text_hash
 from .space import Candidate, Space
 from .splits import require_disjoint, windows_of
+from .structure_space import structure_space
 
 
 EVALUATIONS = "evaluations.jsonl"
@@ -168,7 +170,10 @@ def _space(
     """The model's space, with a cost `latency_ms` if the budget has one. What is measured is kept, since a
     second measurement would differ and lead a search that goes on elsewhere.
     """
-    space = elastic_space(model)
+    codes = any("bits" in binding.rule.choices() for binding in bindings(model))
+    space = elastic_space(model) if codes else structure_space(model)
+    if "latency_ms" in dict(budget.limits) and not codes:
+        raise ConfigError("lanes that are left out still run here, so a smaller size takes no less time")
     if "latency_ms" not in dict(budget.limits):
         space.check(budget)
         return space

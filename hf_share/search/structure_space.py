@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Elastic structure as a search space: a decision for each sub-layer, with what it costs in parameters and
+in bytes.
+
+A file of one size holds the first part of each tensor that the size touches (`hf_share/cut.py`). Its bytes
+add up over sub-layers but for digits in the file's header.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from ..cut import narrow
+from ..elastic import bindings
+from ..errors import ConfigError
+from ..filesize import Shaped, data_bytes, file_bytes, tensors_of
+from ..lanes import Lanes
+from ..sites import Site, backbone, find_site, prefix, resolve, sites, weight_kind
+from ..ties import attached
+from ..visits import first_visit
+from .space import Candidate, Cost, Decision, Space
+
+
+Shapes = dict[str, Shaped]
+
+
+def structure_space(model: nn.Module) -> Space:
+    """The space of the sizes of an elastic model's sub-layers, with the costs `params` and `bytes`.
+
+    Raises:
+        ConfigError: if the model has no such choice, or a size cannot be cut off, so that it would cost as
+            much as the whole.
+    """
+    groups = _groups(model)
+    if not groups:
+        raise ConfigError("this model has no choice of structure; hf_share.ElasticConfig(ffn=...) makes one")
+    index, tensors = {s.name: s for s in sites(model, parts=True)}, tensors_of(model)
+    decisions = tuple(
+        Decision(
+            kind=rule.size_name, name=names[0], options=rule.sizes, sites=names,
+            block=f"{index[names[0]].stack}.{index[names[0]].depth}",
+        )
+        for names, rule in groups
+    )  # fmt: skip
+    changed = [
+        [_changed(model, names, rule, rule.count(size), index, tensors) for size in rule.sizes]
+        for names, rule in groups
+    ]
+    costs = {"params": _params(tensors, changed), "bytes": _bytes(tensors, changed)}
+    return Space(decisions=decisions, costs=costs)
+
+
+def _groups(model: nn.Module) -> list[tuple[tuple[str, ...], Any]]:
+    """The sites that take a size together, since they are visits of one weight, and their rule."""
+    record = attached(model)
+    found: dict[tuple[str, str], list[str]] = {}
+    rules: dict[tuple[str, str], Any] = {}
+    for binding in bindings(model):
+        if isinstance(binding.rule, Lanes) and binding.rule.choices():
+            first = first_visit(binding.site, record.plan.arranges if record else ())
+            found.setdefault((binding.group, first), []).append(binding.site.name)
+            rules[binding.group, first] = binding.rule
+    return [(tuple(names), rules[key]) for key, names in found.items()]
+
+
+def _changed(
+    model: nn.Module, names: tuple[str, ...], rule: Any, lanes: int, index: dict[str, Site], tensors: Shapes
+) -> Shapes:
+    """The tensors that a sub-layer of so many lanes has otherwise, as the file holds them."""
+    out: Shapes = {}
+    for name in names:
+        for side, at in (("in", name), *(("out", feed) for feed in rule.fed_by(name))):
+            site = find_site(index, at)
+            if site.part is not None:
+                raise ConfigError(
+                    f"site {at!r} is a part of a weight, which cannot be cut, so every size of {name!r} "
+                    "costs the same; choose one by its loss alone"
+                )
+            out |= _narrowed(model, site, {side: lanes, f"{side}_lanes": rule.lanes})
+    return {name: shaped for name, shaped in out.items() if name in tensors}
+
+
+def _narrowed(model: nn.Module, site: Site, cut: Mapping[str, int]) -> Shapes:
+    """The tensors of one module after a cut, by the names of the file."""
+    module: Any = resolve(backbone(model), site.module)
+    small, path = narrow(site, cut), f"{prefix(model)}{site.module}"
+    out: Shapes = {}
+    if isinstance(module._parameters.get("weight"), nn.Parameter):
+        shape = small.shape[::-1] if weight_kind(module) == "conv1d" else small.shape
+        out[f"{path}.weight"] = (module.weight.dtype, shape)
+    if getattr(module, "bias", None) is not None:
+        out[f"{path}.bias"] = (module.bias.dtype, (small.out_features,))
+    share = module._modules.get("share")
+    for binding in share.bindings if share is not None else ():
+        for tensor, shape in binding.rule.private(small).items():
+            attribute = binding.names[tensor]
+            out[f"{path}.share.{attribute}"] = (getattr(share, attribute).dtype, tuple(shape))
+    return out
+
+
+def _params(tensors: Shapes, changed: list[list[Shapes]]) -> Cost:
+    def count(shapes: Shapes) -> int:
+        return sum(math.prod(shape) for _, shape in shapes.values())
+
+    touched = {name for options in changed for name in options[-1]}
+    rest = {name: shaped for name, shaped in tensors.items() if name not in touched}
+    return Cost(options=tuple(tuple(map(count, options)) for options in changed), fixed=count(rest))
+
+
+def _bytes(tensors: Shapes, changed: list[list[Shapes]]) -> Cost:
+    def data(shapes: Shapes) -> int:
+        return sum(map(data_bytes, shapes.values()))
+
+    @lru_cache(maxsize=4096)
+    def exact(candidate: Candidate) -> float:
+        shapes = dict(tensors)
+        for options, i in zip(changed, candidate, strict=True):
+            shapes |= options[i]
+        return file_bytes(shapes)
+
+    # numbers of a header have as many digits as in a smaller file, or more
+    ends = [tuple(end * (len(options) - 1) for options in changed) for end in (0, 1)]
+    sums = [sum(data(options[i]) for options, i in zip(changed, end, strict=True)) for end in ends]
+    headers = [exact(end) - own for end, own in zip(ends, sums, strict=True)]
+    return Cost(
+        options=tuple(tuple(map(data, options)) for options in changed), fixed=headers[0], exact=exact,
+        slack=headers[1] - headers[0] + 8,
+    )  # fmt: skip

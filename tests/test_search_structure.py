@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Searching the sizes of sub-layers: costs to the byte, budgets, and subnets that can be cut out."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+import transformers as tf
+import zoo
+
+import hf_share
+from hf_share import ConfigError, ElasticConfig, FoldConfig, ShareConfig
+from hf_share.search.structure_space import structure_space
+
+
+def data(seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, zoo.VOCAB, (6, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def elastic(fold: bool = False, **args) -> torch.nn.Module:
+    config = ElasticConfig(**{"bits": [], "ffn": [0.25, 0.5], "kv_groups": [1], **args})
+    methods = ShareConfig(methods=[FoldConfig(group_size=2), config]) if fold else config
+    return hf_share.share(zoo.build("llama"), methods)
+
+
+def search(model, budget, **more):
+    options = {"evaluations": 8, "rungs": 3, "progress": False, **more}
+    return hf_share.search(model, budget, data(), data(1), **options)
+
+
+@pytest.mark.parametrize("args", [{}, {"ranks": [2, 4]}, {"fold": True}], ids=["weights", "deltas", "tied"])
+def test_bytes_are_those_of_the_file(args, tmp_path):
+    model = elastic(**args)
+    space = structure_space(model)
+    assert {d.kind for d in space.decisions} == {"ffn", "kv_groups"}
+    assert len(space.decisions) == (4 if args.get("fold") else 8)
+    draw = random.Random(0)
+    drawn = [tuple(draw.randrange(n) for n in space.sizes) for _ in range(3)]
+    for i, candidate in enumerate([space.smallest, space.largest, *drawn]):
+        amounts = space.amounts(candidate)
+        cut = hf_share.extract(copy.deepcopy(model), **space.choices(candidate))
+        cut.save_pretrained(tmp_path / str(i))
+        assert amounts["bytes"] == (tmp_path / str(i) / "model.safetensors").stat().st_size
+        own = {id(p): p.numel() for p in cut.parameters()}
+        guards = len(cut._hf_share.guards)  # one number for each, which keeps stock code away
+        assert amounts["params"] == sum(own.values()) + guards
+        cost = space.costs["bytes"]
+        assert cost.sum(candidate) <= cost.of(candidate) <= cost.sum(candidate) + cost.slack
+
+
+def test_the_best_within_a_budget(tmp_path):
+    model = elastic()
+    before = zoo.logits(model)
+    costs = structure_space(model).costs["bytes"]
+    limit = int((costs.smallest + costs.largest) / 2)
+    found = search(model, {"bytes": limit}, output=tmp_path / "search")
+    assert torch.equal(zoo.logits(model), before)
+    assert found.best["bytes"] <= limit and found.best["mean_bits"] is None
+    assert set(found.best["choices"]) == {"ffn", "kv_groups"}
+    assert found.best["nll"] < max(row["nll"] for row in found.rows)
+    model.save_pretrained(tmp_path / "model")
+    name = found.best["name"]
+    small = hf_share.slice_checkpoint(tmp_path / "model", tmp_path / "small", name=name, progress=False)
+    assert (small / "model.safetensors").stat().st_size == found.best["bytes"]
+    hf_share.choose(model, name=name)
+    again = tf.AutoModelForCausalLM.from_pretrained(small)
+    torch.testing.assert_close(zoo.logits(again), zoo.logits(model), atol=1e-6, rtol=1e-5)
+
+
+def test_what_cannot_be_searched_is_said():
+    with pytest.raises(ConfigError, match="bytes=10 is below the smallest subnet"):
+        search(elastic(), {"bytes": 10})
+    with pytest.raises(ConfigError, match="unknown cost 'bits'; did you mean 'bytes'"):
+        search(elastic(), "bits=3.0")
+    with pytest.raises(ConfigError, match="takes no less time"):
+        search(elastic(), {"latency_ms": 5})
+    model = hf_share.choose(elastic(bits=[2, 3], group_size=16), ffn=0.5)
+    with pytest.raises(ConfigError, match="extract"):
+        search(model, "bits=3.0")
