@@ -21,7 +21,8 @@ Model = Annotated[
 Budgets = Annotated[
     list[str],
     typer.Option(
-        "--budget", help="bits=3.0, bytes=1.2GB, params=9e8 or latency_ms=12; repeat it for several limits at once.",
+        "--budget",
+        help="bits=3.0, bytes=1.2GB, params=9e8 or latency_ms=12; repeat it for several limits at once.",
         show_default=False,
     ),
 ]  # fmt: skip
