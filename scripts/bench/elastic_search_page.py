@@ -38,10 +38,10 @@ INTRO = """`python scripts/bench/elastic_search.py --models stories260k tinystor
 
 Untrained nested codes of 2, 3 and 4 bits in groups of 32 inputs. Each search chooses on 8,192 tokens before
 byte 60,000 (KL to the dense model) and is reported on 32,768 tokens after it (NLL in nats a token, mean and
-95 % interval over seeds 0 to 2; no interval where nothing is drawn). That the two share no run of 64 tokens
-is checked. *Evaluations* counts each look at the search text by the share of it that was seen; random and
-evolutionary swaps (EvoPress) may spend as many as ours. *CPU* are the seconds that one thread computes, which
-is what a search takes on an idle machine; *clock* what it took beside other work."""
+95 % interval over seeds; none where nothing is drawn or one seed was run). That the two share no run of 64
+tokens is checked. *Evaluations* counts each look at the search text by the share of it that was seen; random
+and evolutionary swaps (EvoPress) may spend as many as ours. *CPU* are the seconds that its one thread
+computes, *clock* what it took on a machine with much other work."""
 
 
 def page(results, output):
