@@ -98,8 +98,6 @@ __all__ = [
     "scan",
     "search",
     "settle",
-    "settle",
-    "share",
     "share",
     "slice_checkpoint",
     "subnet_config",

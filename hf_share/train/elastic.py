@@ -25,7 +25,7 @@ Those of a paper whose structure is at hand choose that, too (`hf_share/methods/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -51,7 +51,8 @@ from .text import as_rows, target_bytes
 
 
 DENSE, NONE = "dense", "none"
-RULES, FULL = TRAINED = ("rules", "full")
+RULES, FULL = "rules", "full"
+RATES = {RULES: 3e-3, FULL: 1e-3}  # peaks of the learning rate
 SANDWICH = {"kind": "sandwich", "n": 2}
 
 # name -> what `sampler`, `distill`, `teacher` and a given `structure` are where they do not say otherwise
@@ -95,7 +96,10 @@ class ElasticRunConfig(RunConfig):
     distill: dict = field(default_factory=dict)  # {kind: kl, weight: 0.5, temperature: 1}
     train: str = ""  # rules: what they store; full: the whole model; if "", rules where they store anything
     teacher: str = ""  # dense: the model `structure` takes; largest: of the subnets; none; or a model's name
+    learning_rate: float = 0.0  # 0: that of `RATES`
     output: str = "runs/elastic"
+
+    MAY_BE_ZERO = (*RunConfig.MAY_BE_ZERO, "learning_rate")
 
     TASK: ClassVar[str] = "elastic"
 
@@ -103,13 +107,17 @@ class ElasticRunConfig(RunConfig):
         super().__post_init__()
         if self.preset not in PRESETS:
             raise unknown("preset", self.preset, PRESETS, ConfigError)
-        if self.train not in ("", *TRAINED):
-            raise unknown("part that trains", self.train, TRAINED, ConfigError)
+        if self.train not in ("", *RATES):
+            raise unknown("train", self.train, RATES, ConfigError)
         if self.structure:
             self.structure_config()
         self.loss()
         if self.asked["sampler"].get("per", "site") not in PARTS:
             raise unknown("part of a model", self.asked["sampler"]["per"], PARTS, ConfigError)
+
+    @property
+    def peak(self) -> float:
+        return self.learning_rate or RATES[self.train or RULES]
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def train_elastic(
     config = config or ElasticRunConfig()
     set_seed(config.seed)
     cached = getattr(model.config, "use_cache", True)
-    choose_trained(model, config.train)
+    config = replace(config, train=choose_trained(model, config.train))
     divergence, numbers = config.loss()
     trainer = ElasticTrainer(
         model=model,
@@ -219,8 +227,9 @@ def train_elastic(
     return trained.eval()
 
 
-def choose_trained(model: nn.Module, train: str = "") -> None:
-    """Let the tensors of rules learn and nothing else, or all tensors; see `ElasticRunConfig.train`.
+def choose_trained(model: nn.Module, train: str = "") -> str:
+    """Let the tensors of rules learn and nothing else, or all tensors, and return which; see
+    `ElasticRunConfig.train`.
 
     Raises:
         ConfigError: if only rules shall learn, and they store nothing that does.
@@ -233,6 +242,7 @@ def choose_trained(model: nn.Module, train: str = "") -> None:
     model.requires_grad_(not rules)
     for parameter in stored:
         parameter.requires_grad_(True)
+    return RULES if rules else FULL
 
 
 def perplexities(model: Any, windows: Tensor, **args: Any) -> list[tuple[str, Perplexity]]:
