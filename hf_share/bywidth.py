@@ -31,35 +31,22 @@ from torch import Tensor
 from .about import About
 from .errors import PlanError
 from .low_rank import LowRank
-from .nested import held, read_kept
 from .rules import Rule, Shape, make_rule, rule
 from .sites import Site
+from .widths import Widths
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Around(Rule):
-    """A rule around `inner`, `{"rule": name, "args": {...}}`, with the choice `bits` among `widths`, of which
-    `kept` are still stored.
-    """
+class _Around(Widths):
+    """A rule around `inner`, `{"rule": name, "args": {...}}`, for each of `widths`."""
 
     kind: ClassVar[str] = "add"
-    active: ClassVar[tuple[str, ...]] = ("bits",)
 
-    widths: tuple[int, ...]
     inner: Mapping[str, Any]
-    bits: int | None = None
-    kept: tuple[int, ...] | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         name = self.name
-        widths = tuple(self.widths) if isinstance(self.widths, (list, tuple)) else ()
-        known = all(isinstance(b, int) and not isinstance(b, bool) and b >= 1 for b in widths)
-        if not widths or not known or list(widths) != sorted(set(widths)):
-            raise PlanError(f"{name}: widths is {self.widths!r}; rising whole numbers fit")
-        object.__setattr__(self, "widths", widths)
-        if self.bits is not None and self.bits not in widths:
-            raise PlanError(f"{name}: bits is {self.bits!r}; these adapters have {widths}")
-        object.__setattr__(self, "kept", read_kept(self))
         given = self.inner if isinstance(self.inner, Mapping) else {}
         if set(given) - {"rule", "args"} or not isinstance(given.get("rule"), str):
             raise PlanError(f'{name}: inner is {self.inner!r:.80}; {{"rule": ..., "args": ...}} fits')
@@ -78,22 +65,11 @@ class _Around(Rule):
     def prefixes(self) -> bool:  # type: ignore[override]
         return self.made.prefixes
 
-    @property
-    def width(self) -> int:
-        return self.widths[-1] if self.bits is None else self.bits
-
-    def only(self, b: int) -> Rule:
-        """The rule of deltas that are stored for width b alone."""
-        return replace(self, bits=b, kept=(b,))
-
     def check(self, sites: Sequence[Site]) -> None:
         self.made.check(sites)
 
     def constants(self, site: Site, sites: Sequence[Site]) -> dict[str, Tensor]:
         return self.made.constants(site, sites)
-
-    def choices(self) -> dict[str, tuple[Any, ...]]:
-        return {} if self.kept else {"bits": self.widths}
 
 
 @rule
@@ -110,7 +86,7 @@ class ByWidth(_Around):
         return self._each(self.made.shared(sites), self.kept or self.widths)
 
     def private(self, site: Site) -> dict[str, Shape]:
-        return self._each(self.made.private(site), held(self))
+        return self._each(self.made.private(site), self.held)
 
     @staticmethod
     def _each(shapes: Mapping[str, Shape], widths: Sequence[int]) -> dict[str, Shape]:
@@ -154,7 +130,7 @@ class Gated(_Around):
         return self.made.shared(sites)
 
     def private(self, site: Site) -> dict[str, Shape]:
-        gates = {name: (1,) for name, b in self._gates.items() if b in held(self)}
+        gates = {name: (1,) for name, b in self._gates.items() if b in self.held}
         return {**self.made.private(site), **gates}
 
     @property

@@ -24,8 +24,8 @@ plane more. `base` says how codes are found: "minmax" (clipped ranges), "gptq" (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,9 @@ from .about import About
 from .codes import Coded, compensated, groups_of, half_quadratic, nested_codes
 from .errors import PlanError, unknown
 from .planes import SPELLED, pack, read, spell, unpack
-from .rules import Rule, Shape, rule
+from .rules import Shape, rule
 from .sites import Site
+from .widths import Widths
 
 
 SLICINGS = ("own", "matquant", "copies")
@@ -46,18 +47,16 @@ MOST_BITS = 8
 
 @rule
 @dataclass(frozen=True, kw_only=True)
-class Nested(Rule):
+class Nested(Widths):
     """`W_b = s_b (q >> (n - b)) + z_b`, letters as above.
 
     Args:
-        widths: the widths b that are offered, narrowest first.
+        widths, bits, kept: the widths b (`hf_share/widths.py`).
         planes: n, with slicing "matquant" at least the widest width; that width if None.
         group_size: G.
         lambdas: what an error counts at each width when codes are chosen; 2^-(widest - b) if None.
         affine: "fp16" or "fp32", in which scales and offsets are kept.
         tied: whether all sites of the group are visits of one weight, whose code is then stored once.
-        bits: the active width; the widest if None.
-        kept: the widths that are still stored, if not all; each site then holds its active one alone.
     """
 
     name: ClassVar[str] = "nested"
@@ -67,9 +66,8 @@ class Nested(Rule):
     )
     frozen: ClassVar[bool] = True
     prefixes: ClassVar[bool] = True
-    active: ClassVar[tuple[str, ...]] = ("bits",)
+    most: ClassVar[int] = MOST_BITS
 
-    widths: tuple[int, ...]
     planes: int | None = None
     group_size: int = 64
     slicing: str = "own"
@@ -77,15 +75,10 @@ class Nested(Rule):
     lambdas: tuple[float, ...] | None = None
     affine: str = "fp16"
     tied: bool = False
-    bits: int | None = None
-    kept: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        widths = tuple(self.widths) if isinstance(self.widths, (list, tuple)) else ()
-        known = all(isinstance(b, int) and not isinstance(b, bool) and 1 <= b <= MOST_BITS for b in widths)
-        if not widths or not known or list(widths) != sorted(set(widths)):
-            raise PlanError(f"nested: widths is {self.widths!r}; whole numbers from 1 to 8, rising, fit")
-        object.__setattr__(self, "widths", widths)
+        super().__post_init__()
+        widths = self.widths
         for name, least, most in (("planes", widths[-1], MOST_BITS), ("group_size", 1, 1 << 20)):
             value = getattr(self, name)
             if value is None and name == "planes":
@@ -100,9 +93,6 @@ class Nested(Rule):
                 f"nested: a code of {self.depth} bits has planes that no width of {widths} reads; only "
                 "slicing 'matquant' rounds by them"
             )
-        if self.bits is not None and self.bits not in widths:
-            raise PlanError(f"nested: bits is {self.bits!r}; this weight has {', '.join(map(str, widths))}")
-        object.__setattr__(self, "kept", read_kept(self))
         self._read_lambdas()
 
     def _read_lambdas(self) -> None:
@@ -142,19 +132,10 @@ class Nested(Rule):
         return self._shapes(sites[0], self.kept or self.widths) if self.tied else {}
 
     def private(self, site: Site) -> dict[str, Shape]:
-        return {} if self.tied else self._shapes(site, held(self))
+        return {} if self.tied else self._shapes(site, self.held)
 
     def whole(self, name: str) -> torch.dtype:
         return torch.uint8
-
-    @property
-    def width(self) -> int:
-        """The active width."""
-        return self.widths[-1] if self.bits is None else self.bits
-
-    def only(self, b: int) -> Nested:
-        """The rule of a weight that is stored at width b alone."""
-        return replace(self, bits=b, kept=(b,))
 
     def names(self, b: int) -> list[str]:
         """The tensors that the weight of width b is made of."""
@@ -227,27 +208,3 @@ class Nested(Rule):
             out[f"scale_{b}"] = spell(coded.scale[b], self.affine)
             out[f"offset_{b}"] = spell(coded.offset[b], self.affine)
         return out
-
-    def choices(self) -> dict[str, tuple[Any, ...]]:
-        return {} if self.kept else {"bits": self.widths}
-
-
-def read_kept(rule: Any) -> tuple[int, ...] | None:
-    """The field `kept` of a rule with widths: some of them, the active one among them."""
-    if rule.kept is None:
-        return None
-    kept = tuple(rule.kept) if isinstance(rule.kept, (list, tuple)) else ()
-    if not kept or any(b not in rule.widths for b in kept) or list(kept) != sorted(set(kept)):
-        raise PlanError(f"{rule.name}: kept is {rule.kept!r:.80}; some of {rule.widths}, rising, fit")
-    if rule.bits is not None and rule.bits not in kept:
-        raise PlanError(f"{rule.name}: bits is {rule.bits}, and only {kept} are kept")
-    return kept
-
-
-def held(rule: Any) -> tuple[int, ...]:
-    """The widths that a site with this rule stores: every one, or, once only some are kept, the active one;
-    before it is known which that is, all that are kept.
-    """
-    if rule.kept is None:
-        return rule.widths
-    return rule.kept if rule.bits is None else (rule.bits,)

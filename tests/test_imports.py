@@ -19,7 +19,7 @@ LAYERS = (
     "errors about plain steps plan linalg planes codes masks difference files markdown budget",
     "fused sites peft_type",
     "rules rebuild targets config attention sublayers",
-    "binding shelter adapter scale atoms factors low_rank sparse_delta nested bywidth lanes",
+    "binding shelter adapter scale atoms factors low_rank sparse_delta widths nested bywidth lanes",
     "modules allocate guards",
     "registry ties visits depths dense",
     "arrange cut plain_lanes",
