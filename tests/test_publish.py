@@ -10,12 +10,14 @@ import time
 from importlib.util import find_spec
 
 import pytest
+import torch
 from helpers import rows, shared, trainer
 from huggingface_hub import ModelCard, constants
 from peft import LoraConfig, PeftModel, get_peft_model
-from zoo import build
+from zoo import build, logits
 
 import hf_share
+from hf_share.hub.load import load_model
 from hf_share.hub.push import push_folder
 from hf_share.hub.written import card_in, is_ours, is_stock
 from hf_share.train.cards import CardTrainer
@@ -210,3 +212,14 @@ def test_a_hub_without_xet_is_told_of(online, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     model.push_to_hub("me/shared")
     assert "model.safetensors" in online.files("me/shared")
+
+
+def test_a_revision_is_named_behind_the_model(online):
+    """`me/small@revision=v2`, as every command takes a model."""
+    old, new = shared(build("llama")), shared(build("llama", seed=1))
+    old.push_to_hub("me/small")
+    new.push_to_hub("me/small", revision="v2")
+    for name, model in (("me/small", old), ("me/small@revision=v2", new)):
+        assert torch.equal(logits(load_model(name).eval()), logits(model.eval())), name
+    with pytest.raises(OSError, match="v3"):
+        load_model("me/small@revision=v3")

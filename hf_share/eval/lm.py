@@ -29,6 +29,8 @@ class ShareLM(HFLM):
         settings: dict[str, Any] = {}
         if isinstance(pretrained, str):
             pretrained, settings = split_choice(pretrained)
+            if "revision" in settings:
+                options["revision"] = str(settings.pop("revision"))
         with warnings.catch_warnings():  # HFLM hands the checkpoint's own quantization_config to it
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             super().__init__(pretrained, **options)

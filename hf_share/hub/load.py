@@ -5,6 +5,7 @@
     tiny-story            a folder or a Hub id
     tiny-story@loops=1    an elastic model at one of its choices
     tiny-story@quant=nf4  with its weights quantised while it loads; tied ones stay tied
+    me/story@revision=v2  a branch, a tag or a commit of a Hub id; several are joined by commas
 """
 
 from __future__ import annotations
@@ -37,21 +38,28 @@ def load_model(name: str, dtype: str = "auto") -> Any:
     place, settings = split_choice(name)
     if Path(place).is_file():
         raise ConfigError(f"{place} is a file, which holds no weights; give the model's folder or Hub id")
-    base = adapter_base(place)
-    config = transformers.AutoConfig.from_pretrained(base or place)
+    at = _revision(settings)
+    base = adapter_base(place, **at)
+    own = {} if base else at  # an adapter's base has revisions of its own
+    config = transformers.AutoConfig.from_pretrained(base or place, **own)
     named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     auto = getattr(transformers, named, transformers.AutoModel)
     if getattr(config, "is_heterogeneous", False):
         auto = per_layer_class(auto)
-    quantised = _quantised(config, base or place, settings.pop("quant", None))
-    model: Any = auto.from_pretrained(base or place, dtype=dtype, **quantised)
+    quantised = _quantised(config, base or place, settings.pop("quant", None), own)
+    model: Any = auto.from_pretrained(base or place, dtype=dtype, **own, **quantised)
     never_repack(model)  # what is measured is what a file would hold
     if base is not None:
-        model = PeftModel.from_pretrained(model, place)
+        model = PeftModel.from_pretrained(model, place, **at)
     return choose(model, **settings) if settings else model
 
 
-def _quantised(config: Any, place: str, kind: str | None) -> dict[str, Any]:
+def _revision(settings: dict[str, Any]) -> dict[str, str]:
+    """Takes the revision out of `settings`, for `from_pretrained`."""
+    return {"revision": str(settings.pop("revision"))} if "revision" in settings else {}
+
+
+def _quantised(config: Any, place: str, kind: str | None, own: dict[str, str]) -> dict[str, Any]:
     """What `from_pretrained` takes to quantise the weights it loads."""
     if kind is None:
         return {}
@@ -62,16 +70,17 @@ def _quantised(config: Any, place: str, kind: str | None) -> dict[str, Any]:
         return {"quantization_config": numbers}
     from .record import inner_config  # which reads the places of models, too
 
-    return {"config": inner_config(place, numbers)}
+    return {"config": inner_config(place, numbers, **own)}
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer that lies with a model, or with the base of an adapter; None if there is none."""
-    place, _ = split_choice(name)
-    for where in (place, adapter_base(place)):
+    place, settings = split_choice(name)
+    at = _revision(settings)
+    for where, own in ((place, at), (adapter_base(place, **at), {})):
         try:
             if where is not None:
-                return transformers.AutoTokenizer.from_pretrained(where)
+                return transformers.AutoTokenizer.from_pretrained(where, **own)
         except (OSError, ValueError):
             continue
     return None
@@ -91,22 +100,22 @@ def split_choice(name: str) -> tuple[str, dict[str, Any]]:
     return place, settings
 
 
-def adapter_base(place: str) -> str | None:
+def adapter_base(place: str, **at: str) -> str | None:
     """Where the base of the adapter at `place` is; None for a checkpoint, even one with an adapter beside."""
     try:
-        transformers.AutoConfig.from_pretrained(place)
+        transformers.AutoConfig.from_pretrained(place, **at)
         return None
     except (OSError, ValueError) as error:
-        if not _is_adapter(place):
+        if not _is_adapter(place, **at):
             raise OSError(f"no model at {place!r}: {error}") from None
-    config: Any = PeftConfig.from_pretrained(place)
+    config: Any = PeftConfig.from_pretrained(place, **at)
     if not config.base_model_name_or_path:
         raise ConfigError(f"the adapter at {place!r} does not say which model it is for")
     return config.base_model_name_or_path
 
 
-def _is_adapter(place: str) -> bool:
+def _is_adapter(place: str, **at: str) -> bool:
     try:
-        return find_adapter_config_file(place) is not None
+        return find_adapter_config_file(place, **at) is not None
     except (OSError, ValueError):
         return False
