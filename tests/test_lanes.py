@@ -314,17 +314,18 @@ def test_adapters_do_not_hold_structure():
         get_peft_model(zoo.build("llama"), ElasticConfig(bits=[], ffn=[0.5]))
 
 
-def test_an_adapter_works_on_top():
-    model = elastic(ffn=[0.5])
-    adapted = get_peft_model(model, hf_share.ShareLoraConfig(r=2, target_modules=["q_proj"]))
-    hf_share.choose(adapted, ffn=0.5)
-    assert all(
-        b.rule.ffn == 0.5
-        for m in adapted.modules()
-        if isinstance(m, Share)
-        for b in m.bindings
-        if b.rule.name == "neurons"
-    )
+def test_an_adapter_on_top_sees_the_active_lanes():
+    config = hf_share.ShareLoraConfig(r=2, target_modules=["down_proj"], init_weights=False)
+    model = get_peft_model(elastic(ffn=[0.5]), config).eval()
+    whole = logits(model)
+    hf_share.choose(model, ffn=0.5)
+    half = logits(model)
+    with torch.no_grad():  # what the other lanes carry is nobody's business
+        for layer in model.base_model.model.model.layers:
+            layer.mlp.up_proj.weight[24:] *= 3.0
+    assert torch.equal(logits(model), half)
+    hf_share.choose(model, ffn=None)
+    assert not torch.allclose(logits(model), whole)
 
 
 BAD = {

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..binding import Binding, private_names
 from ..errors import Refused
-from ..modules import own_of
+from ..modules import Share, own_of
 from ..peft_type import PREFIX
 from ..rules import Rule
 from ..sites import Site
@@ -201,6 +201,8 @@ class ShareLayer(nn.Module, ShareTunerLayer):
             self.unmerge()
         if self.disable_adapters or (self.merged and adapter_names is None):
             return self.base_layer(x, *args, **kwargs)
+        share = self.get_base_layer()._modules.get("share")
+        x = share.limited(x) if isinstance(share, Share) else x  # a delta sees what the weight sees
         if adapter_names is not None:
             return self._mixed(x, self.base_layer(x, *args, **kwargs), adapter_names)
         result = self._whole(x, self.active_adapters, *args, **kwargs)
