@@ -64,8 +64,9 @@ def arrange(model: nn.Module, plan: SharePlan) -> None:
         _arrange.apply(model, plan.arranges)
     for step in plan.checkpoint().arranges:
         _arrange.remove_sublayers(model, step)
-    if cuts(plan):
-        cut_modules(model, plan, narrowed_index({s.name: s for s in sites(model, parts=True)}, plan))
+    gone = cuts(plan)
+    if gone:
+        cut_modules(model, gone, narrowed_index({s.name: s for s in sites(model, parts=True)}, gone))
 
 
 def bind(model: nn.Module, plan: SharePlan) -> nn.Module:
@@ -105,7 +106,7 @@ def _check_generates(model: nn.Module, plan: SharePlan) -> None:
         return
     record = attached(model)
     arranges = (*(record.plan.arranges if record else ()), *plan.arranges)
-    index = narrowed_index(_visited_sites(model, plan), plan, arranges)
+    index = narrowed_index(_visited_sites(model, plan), cuts(plan), arranges)
     taken = store_groups(model)
     made = _made(model)
     added = 0

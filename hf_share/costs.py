@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from .cut import cuts, narrow
+from .cut_sizes import shapes_after
 from .elastic import narrowed
 from .errors import ConfigError, unknown
 from .filesize import Tensors, file_bytes, tensors_of
@@ -64,7 +66,9 @@ class Costs:
         record, dot = attached(model), prefix(model)
         if record is None or narrowed(record.plan) == record.plan:
             raise ConfigError("this model has no choice of bits; hf_share.ElasticConfig makes one that has")
-        tensors = tensors_of(model)
+        gone = cuts(narrowed(record.plan), record.plan)  # lanes that are left out now are not in the file
+        known = tensors_of(model)
+        tensors = {**known, **{n: s for n, s in shapes_after(model, gone).items() if n in known}}
         codes: dict[str, list[Any]] = {}
         own: dict[str, dict[int, set[str]]] = {}
         pools: dict[str, Pool] = {}
@@ -90,7 +94,8 @@ class Costs:
                         pool = pools.setdefault(binding.group, Pool(set(), {}))
                         pool.sites.add(site.name)
                         pool.needs.setdefault(b, set()).update(store)
-        units = tuple(_unit(sites, own) for sites in codes.values())
+        small = ([narrow(site, gone.get(site.name, {})) for site in sites] for sites in codes.values())
+        units = tuple(_unit(sites, own) for sites in small)
         needs = (*own.values(), *(pool.needs for pool in pools.values()))
         optional = {n for widths in needs for names in widths.values() for n in names}
         return cls(units, tensors, frozenset(tensors) - optional, tuple(pools.values()))

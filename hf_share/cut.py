@@ -26,14 +26,19 @@ from .steps import Arrange
 from .visits import first_visit
 
 
-def cuts(plan: SharePlan) -> dict[str, dict[str, int]]:
-    """Site -> what is left of its `in` and `out` features, in `lanes` of as many, for every lane that `plan`
-    cuts off: `{"layers.0.mlp.down_proj": {"in": 86, "lanes": 172}}`.
+Cuts = dict[str, dict[str, int]]
+
+
+def cuts(plan: SharePlan, before: SharePlan | None = None) -> Cuts:
+    """Site -> the lanes of its `in` or `out` features that are left, and of how many, for each site that
+    `plan` cuts: `{"layers.0.mlp.down_proj": {"in": 86, "in_lanes": 172}, ...}`. With `before`, those that
+    this plan had not cut yet.
     """
-    found: dict[str, dict[str, int]] = {}
+    done = set() if before is None else {s.group for s in before.generates if s.args.get("cut")}
+    found: Cuts = {}
     for step in plan.generates:
         rule = step_rule(step)
-        if not isinstance(rule, Lanes) or not rule.cut:
+        if not isinstance(rule, Lanes) or not rule.cut or step.group in done:
             continue
         for name, own in zip(step.sites, site_rules(step), strict=True):
             at: Any = own
@@ -55,16 +60,15 @@ def narrow(site: Site, cut: Mapping[str, int]) -> Site:
 
 
 def narrowed_index(
-    index: dict[str, Site], plan: SharePlan, arranges: Sequence[Arrange] = ()
+    index: dict[str, Site], gone: Cuts, arranges: Sequence[Arrange] = ()
 ) -> dict[str, Site]:
-    """The sites of `index` once the lanes that `plan` cuts off are gone. `arranges` say which sites are
-    visits of one weight.
+    """The sites of `index` after the cuts. `arranges` say which sites are visits of one weight.
 
     Raises:
         PlanError: if visits of one weight would keep different lanes of it.
         Refused: for lanes that a fused weight feeds: the model's code splits its output at fixed places.
     """
-    out, gone = dict(index), cuts(plan)
+    out = dict(index)
     met: dict[str, Site] = {}
     for site in index.values() if gone else ():
         other = met.setdefault(first_visit(site, arranges), site)
@@ -83,10 +87,10 @@ def narrowed_index(
     return out
 
 
-def cut_modules(model: nn.Module, plan: SharePlan, index: Mapping[str, Site]) -> None:
+def cut_modules(model: nn.Module, gone: Cuts, index: Mapping[str, Site]) -> None:
     """Make the modules of `model` as narrow as the sites of `index`. Works on the meta device."""
     base = backbone(model)
-    for name in cuts(plan):
+    for name in gone:
         narrow_module(resolve(base, name), index[name])
 
 
@@ -118,9 +122,8 @@ def prefix_of(value: Tensor, shape: Iterable[int]) -> Tensor:
     return value[tuple(slice(0, n) for n in shape)].clone()
 
 
-def require_prefixes(plan: SharePlan) -> None:
+def require_prefixes(plan: SharePlan, gone: Cuts) -> None:
     """Raise where the tensors of a rule of `plan` cannot be narrowed by leaving out their ends."""
-    gone = cuts(plan)
     for step in plan.generates:
         hit = next((name for name in step.sites if name.partition(":")[0] in gone), None)
         if hit is not None and not step_rule(step).prefixes:
@@ -131,15 +134,17 @@ def require_prefixes(plan: SharePlan) -> None:
 
 
 @torch.no_grad()
-def cut_rules(model: nn.Module, plan: SharePlan) -> None:
-    """Narrow, in place, a model whose rules are bound: its modules and the tensors of its rules.
+def cut_rules(model: nn.Module, plan: SharePlan, before: SharePlan) -> None:
+    """Narrow, in place, a model whose rules are bound: its modules and the tensors of its rules, from the
+    plan `before`, which it has, to `plan`.
 
     Raises:
         Refused: if a rule's tensors cannot be narrowed; nothing is changed then.
         PlanError: if what sites share would have to differ; nothing is changed then.
     """
-    require_prefixes(plan)
-    index = narrowed_index({s.name: s for s in sites(model, parts=True)}, plan, plan.arranges)
+    gone = cuts(plan, before)
+    require_prefixes(plan, gone)
+    index = narrowed_index({s.name: s for s in sites(model, parts=True)}, gone, plan.arranges)
     shares = [m for m in backbone(model).modules() if isinstance(m, Share)]
     groups: dict[str, list[Binding]] = {}
     for share in shares:
@@ -147,7 +152,7 @@ def cut_rules(model: nn.Module, plan: SharePlan) -> None:
             groups.setdefault(binding.group, []).append(binding)
     for bound in (g for g in groups.values() if not isinstance(g[0].rule, Lanes)):
         bound[0].rule.check([index[binding.site.name] for binding in bound])
-    cut_modules(model, plan, index)
+    cut_modules(model, gone, index)
     for share in shares:
         for binding in share.bindings:
             _narrow_binding(share, binding, index[binding.site.name])

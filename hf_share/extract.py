@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from .cut import cut_rules, require_prefixes
+from .cut import cut_rules, cuts, require_prefixes
 from .elastic import bindings, choose, narrowed
 from .errors import ConfigError
 from .lanes import Lanes
@@ -49,7 +49,7 @@ def extract(model: nn.Module, **settings: Any) -> nn.Module:
     plan = narrowed(record.plan)
     if plan == record.plan:
         raise ConfigError("this model has no choice of bits or lanes, so there is nothing to leave out")
-    cut_rules(model, plan)
+    cut_rules(model, plan, record.plan)
     rebind(model, record.ties)  # each visit was cut by itself
     for binding in bindings(model):
         if isinstance(binding.rule, Lanes):
@@ -114,6 +114,6 @@ def subnet_config(
     small = narrowed(plan, said)
     if small == plan:
         raise ConfigError(f"{model} has no choice of bits or lanes, so there is nothing to leave out")
-    require_prefixes(small)
+    require_prefixes(small, cuts(small, plan))
     config.quantization_config = {**values, "plan": small.to_dict()}
     return config

@@ -27,7 +27,7 @@ LAYERS = (
     "importance gates lines",
     "sort_lanes structure",
     "fit materialize describe plots elastic per_layer drift scan activations prune",
-    "formed settle extract costs packed backends merge filesize",
+    "formed settle extract cut_sizes costs packed backends merge filesize",
     "methods",
     "hub share train search eval shapes",
     "estimate propose export",

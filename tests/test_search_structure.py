@@ -14,6 +14,7 @@ import zoo
 
 import hf_share
 from hf_share import ConfigError, ElasticConfig, FoldConfig, ShareConfig
+from hf_share.elastic import bindings
 from hf_share.search.structure_space import structure_space
 
 
@@ -78,6 +79,34 @@ def test_what_cannot_be_searched_is_said():
         search(elastic(), "bits=3.0")
     with pytest.raises(ConfigError, match="takes no less time"):
         search(elastic(), {"latency_ms": 5})
-    model = hf_share.choose(elastic(bits=[2, 3], group_size=16), ffn=0.5)
-    with pytest.raises(ConfigError, match="extract"):
-        search(model, "bits=3.0")
+
+
+def test_widths_are_searched_at_the_sizes_that_are_chosen(tmp_path):
+    """Mean bits count the weights that are left, and bytes are those of the file."""
+    model = elastic(bits=[2, 3], group_size=16, r_private=1, r_shared=1)
+    hf_share.choose(model, ffn=0.25, kv_groups=1)
+    found = search(model, "bits=2.5")
+    assert found.best["choices"]["ffn"] == {f"layers.{i}.mlp.down_proj": 0.25 for i in range(4)}
+    hf_share.choose(model, ffn=None, kv_groups=None)
+    cut = hf_share.extract(copy.deepcopy(model), name=found.best["name"])
+    cut.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size == found.best["bytes"]
+    codes = [b for b in bindings(cut) if b.rule.name == "nested"]
+    sizes = [b.site.in_features * b.site.out_features for b in codes]
+    mean = sum(n * b.rule.width for n, b in zip(sizes, codes, strict=True)) / sum(sizes)
+    assert found.best["mean_bits"] == pytest.approx(mean) and mean <= 2.5
+
+
+def test_codes_of_a_model_that_was_cut(tmp_path):
+    """Structure first, then codes of what is left; each cut once."""
+    model = hf_share.extract(elastic(), ffn=0.5, kv_groups=1)
+    hf_share.share(model, ElasticConfig(bits=[2, 3], group_size=16)).eval()
+    assert hf_share.choices(model) == {"bits": (2, 3)}
+    hf_share.choose(model, bits=2)
+    out = zoo.logits(model)
+    model.save_pretrained(tmp_path / "both")
+    config = hf_share.subnet_config(tmp_path / "both", bits=2)
+    small = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "both", config=config)
+    assert torch.equal(zoo.logits(small), out)
+    assert torch.equal(zoo.logits(hf_share.extract(model, bits=2)), out)
+    assert model.model.layers[0].mlp.up_proj.out_features == 24

@@ -82,6 +82,8 @@ def slice_checkpoint(
     home = Path(source) if Path(source).is_dir() else Path(snapshot_download(str(source)))
     most = parse_target(shard, 0)
     given = {k: v for k, v in choices.items() if v is not None}
+    if sum((name is not None, budget is not None, bool(given))) != 1:
+        raise ConfigError("give one of name, budget and choices (bits, ffn, kv_groups, depth)")
     small = (_plain if plain else _shared)(home, name, budget, given)
     where = _files(home)
     pieces = list(_pieces(small, where, home))

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from ..costs import Costs
 from ..elastic import bindings, choose
-from ..errors import ConfigError
 from ..filesize import HEADER, data_bytes, entry, in_order, written
 from ..importance import block_influence
-from ..lanes import Lanes
 from ..modules import linear_weight
 from ..sites import Site, backbone, resolve
 from .blocks import lim, zd
@@ -27,17 +25,11 @@ from .space import Candidate, Cost, Decision, Space
 
 
 def elastic_space(model: nn.Module) -> Space:
-    """The space of an elastic model's widths, with the costs `bits` and `bytes`.
+    """The space of an elastic model's widths, with the costs `bits` and `bytes`, at the structure it has now.
 
     Raises:
-        ConfigError: if the model has no choice of bits, or lanes of it are left out.
+        ConfigError: if the model has no choice of bits.
     """
-    for binding in bindings(model):
-        if isinstance(binding.rule, Lanes) and binding.rule.limits:
-            raise ConfigError(
-                f"{binding.site.name!r} stands at {binding.rule.size_name}={binding.rule.size}, and a file "
-                "of several widths holds all of it: extract(model) first, then search the widths of that"
-            )
     costs = Costs.of(model)
     sites = _sites(model)
     decisions = tuple(

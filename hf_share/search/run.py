@@ -29,6 +29,7 @@ from ..elastic import bindings, choose, chosen
 from ..errors import ConfigError
 from ..eval.perplexity import perplexity
 from ..files import write_text
+from ..lanes import Lanes
 from ..registry import remember, subnets
 from . import front
 from .elastic_space import elastic_space, importances, modules_of
@@ -139,12 +140,12 @@ def _report(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each named candidate, with its loss on the report split."""
     chosen_on, reported_on = map(_about, splits)
-    rows, apply = [], _setter(model, space)
+    rows, apply, standing = [], _setter(model, space), _standing(model)
     for name, candidate in tqdm(named.items(), "report", unit="subnet", leave=False, disable=not progress):
         apply(candidate)
         nll = perplexity(model, splits[1], batch=batch, progress=False).nll  # type: ignore[arg-type]
         split = f"{reported_on}; chosen on {chosen_on}"
-        rows.append(_row(space, name, candidate, nll if math.isfinite(nll) else None, split))
+        rows.append(_row(space, standing, name, candidate, nll if math.isfinite(nll) else None, split))
     return front.ordered(rows)
 
 
@@ -152,10 +153,21 @@ def _setter(model: nn.Module, space: Space) -> Callable[[Candidate], object]:
     return lambda candidate: choose(model, **space.choices(candidate))
 
 
-def _row(space: Space, name: str, candidate: Candidate, nll: float | None, split: str) -> dict[str, Any]:
+def _standing(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The sizes of sub-layers that are less than whole, which a search for widths leaves as they are."""
+    found: dict[str, dict[str, Any]] = {}
+    for binding in bindings(model):
+        if isinstance(binding.rule, Lanes) and binding.rule.limits:
+            found.setdefault(binding.rule.size_name, {})[binding.site.name] = binding.rule.size
+    return found
+
+
+def _row(
+    space: Space, standing: dict[str, Any], name: str, candidate: Candidate, nll: float | None, split: str
+) -> dict[str, Any]:
     amounts = space.amounts(candidate)
     return {
-        "name": name, "choices": space.choices(candidate), "bytes": round(amounts["bytes"]),
+        "name": name, "choices": {**standing, **space.choices(candidate)}, "bytes": round(amounts["bytes"]),
         "mean_bits": amounts.get("bits"), "nll": nll, "split": split,
     }  # fmt: skip
 

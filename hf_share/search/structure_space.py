@@ -16,12 +16,13 @@ from typing import Any
 
 from torch import nn
 
-from ..cut import narrow
+from ..cut import Cuts
+from ..cut_sizes import shapes_after
 from ..elastic import bindings
 from ..errors import ConfigError
 from ..filesize import Shaped, data_bytes, file_bytes, tensors_of
 from ..lanes import Lanes
-from ..sites import Site, backbone, find_site, prefix, resolve, sites, weight_kind
+from ..sites import sites
 from ..ties import attached
 from ..visits import first_visit
 from .space import Candidate, Cost, Decision, Space
@@ -49,7 +50,7 @@ def structure_space(model: nn.Module) -> Space:
         for names, rule in groups
     )  # fmt: skip
     changed = [
-        [_changed(model, names, rule, rule.count(size), index, tensors) for size in rule.sizes]
+        [_changed(model, names, rule, rule.count(size), tensors) for size in rule.sizes]
         for names, rule in groups
     ]
     costs = {"params": _params(tensors, changed), "bytes": _bytes(tensors, changed)}
@@ -70,38 +71,19 @@ def _groups(model: nn.Module) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def _changed(
-    model: nn.Module, names: tuple[str, ...], rule: Any, lanes: int, index: dict[str, Site], tensors: Shapes
+    model: nn.Module, names: tuple[str, ...], rule: Any, lanes: int, tensors: Mapping[str, Shaped]
 ) -> Shapes:
     """The tensors that a sub-layer of so many lanes has otherwise, as the file holds them."""
-    out: Shapes = {}
+    gone: Cuts = {}
     for name in names:
         for side, at in (("in", name), *(("out", feed) for feed in rule.fed_by(name))):
-            site = find_site(index, at)
-            if site.part is not None:
+            if ":" in at:
                 raise ConfigError(
                     f"site {at!r} is a part of a weight, which cannot be cut, so every size of {name!r} "
                     "costs the same; choose one by its loss alone"
                 )
-            out |= _narrowed(model, site, {side: lanes, f"{side}_lanes": rule.lanes})
-    return {name: shaped for name, shaped in out.items() if name in tensors}
-
-
-def _narrowed(model: nn.Module, site: Site, cut: Mapping[str, int]) -> Shapes:
-    """The tensors of one module after a cut, by the names of the file."""
-    module: Any = resolve(backbone(model), site.module)
-    small, path = narrow(site, cut), f"{prefix(model)}{site.module}"
-    out: Shapes = {}
-    if isinstance(module._parameters.get("weight"), nn.Parameter):
-        shape = small.shape[::-1] if weight_kind(module) == "conv1d" else small.shape
-        out[f"{path}.weight"] = (module.weight.dtype, shape)
-    if getattr(module, "bias", None) is not None:
-        out[f"{path}.bias"] = (module.bias.dtype, (small.out_features,))
-    share = module._modules.get("share")
-    for binding in share.bindings if share is not None else ():
-        for tensor, shape in binding.rule.private(small).items():
-            attribute = binding.names[tensor]
-            out[f"{path}.share.{attribute}"] = (getattr(share, attribute).dtype, tuple(shape))
-    return out
+            gone[at] = {side: lanes, f"{side}_lanes": rule.lanes}
+    return {name: shaped for name, shaped in shapes_after(model, gone).items() if name in tensors}
 
 
 def _params(tensors: Shapes, changed: list[list[Shapes]]) -> Cost:
