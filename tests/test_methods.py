@@ -479,6 +479,8 @@ def test_promises(row, arch, tmp_path):
         ("Fold, scales", "qwen2"),
         ("MASA QKV, residual", "qwen2"),
         ("MASA, mlp", "gpt2"),
+        ("Elastic neurons and bits", "llama"),
+        ("Elastic heads", "gpt2"),
         ("MASA QKVO, residual, adapter", "bert"),
     ],
 )
@@ -499,6 +501,7 @@ FRESH = {
     "MASA QKVO": ("gpt2", "AutoModelForCausalLM"),
     "MASA QKVO, residual, adapter": ("gemma2", "AutoModelForCausalLM"),
     "Fold + MASA": ("t5", "AutoModelForSeq2SeqLM"),
+    "Elastic neurons and bits": ("qwen2", "AutoModelForCausalLM"),
 }
 
 
