@@ -18,6 +18,7 @@ from zoo import build
 
 import hf_share
 from hf_share import cli
+from hf_share.registry import remember
 
 
 GROUPS = [[0], [1, 2], [3]]
@@ -148,3 +149,19 @@ def test_from_the_command_line(folded, tmp_path):
     assert data.eval_results[0].metric_value == 12.5
     with pytest.raises(FileExistsError, match="--force"):
         CliRunner().invoke(cli.app, ["card", str(folded), *where], catch_exceptions=False)
+
+
+def test_the_sizes_of_an_elastic_model(tmp_path):
+    model = hf_share.share(build("llama"), hf_share.ElasticConfig(bits=[], ffn=[0.5], depth=[3]))
+    told = str(hf_share.model_card(model, repo="me/many"))
+    assert "`ffn`: 0.5, 1.0; `depth`: 3, 4." in told
+    assert 'subnet_config("me/many", ffn=0.5)' in told
+    row = {"name": "half", "choices": {"ffn": 0.5}, "bytes": 1234, "mean_bits": None, "nll": 2.5}
+    remember(model, [{**row, "split": "x"}])
+    model.save_pretrained(tmp_path)
+    told = str(hf_share.model_card(tmp_path, repo="me/many"))
+    assert "| half | - | 1,234 | 2.5000 | x |" in told and 'subnet_config("me/many", "half")' in told
+    hf_share.choose(model, ffn={"layers.1.mlp.down_proj": 0.5})
+    cut = str(hf_share.model_card(hf_share.extract(model)))  # sizes that differ from layer to layer
+    assert "first neurons are narrower blocks" in cut and "`ffn`" not in cut and "`depth`: 3, 4" in cut
+    assert "## Sizes" not in str(hf_share.model_card(shared(build("llama"))))

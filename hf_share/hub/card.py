@@ -9,7 +9,7 @@ own classes, so that what they refuse is refused here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from numbers import Real
 from pathlib import Path
@@ -23,8 +23,10 @@ from torch import nn
 
 from ..errors import ConfigError, unknown
 from ..plan import SharePlan
+from ..registry import FILE, known, read
 from .explain import explain
 from .outline import Outline, outline
+from .sizes import sizes
 from .written import sign
 
 
@@ -107,11 +109,20 @@ def model_card(
         summary=_summary(found, data.base_model),
         numbers="\n".join(f"| {key} | {value} |" for key, value in _numbers(found)),
         steps="\n".join(f"- {line.text}" for line in explain(found.plan)) or "Nothing is shared.",
+        sizes=sizes(found.plan, _subnets(model), repo) if found.library == "transformers" else "",
         loading=Template(LOADING[found.library]).substitute(loader=found.loader, repo=repo),
         without=PLAIN if _is_plain(found) else Template(WITHOUT[found.library]).substitute(repo=repo),
         measured="\n\n".join([_table(scores, _scores(baseline)), *_listed(notes)]),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{sign(body)}")
+
+
+def _subnets(model: str | os.PathLike | nn.Module | Outline) -> Sequence[Mapping[str, Any]]:
+    """The named subnets of a model, or of those in its folder."""
+    if isinstance(model, nn.Module):
+        return known(model) or ()
+    path = Path(model) / FILE if isinstance(model, (str, os.PathLike)) else None
+    return read(path) if path is not None and path.is_file() else ()
 
 
 def _template() -> str:

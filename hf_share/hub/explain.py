@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..about import About, about_rule
 from ..config import METHODS
 from ..plan import SharePlan
-from ..rules import RULES, make_rule
+from ..rules import RULES, step_rule
 from ..steps import Arrange, Generate
 
 
@@ -47,7 +47,7 @@ def _arranged(step: Arrange) -> Line:
 
 def _about(step: Generate) -> About:
     """A card can be written of a plan whose rule is not installed here."""
-    return make_rule(step.rule, step.args).told() if step.rule in RULES else about_rule(step.rule)
+    return step_rule(step).told() if step.rule in RULES else about_rule(step.rule)
 
 
 def _generated(about: About, steps: Sequence[Generate]) -> Line:
