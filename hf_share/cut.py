@@ -42,9 +42,15 @@ def cuts(plan: SharePlan, before: SharePlan | None = None) -> Cuts:
             continue
         for name, own in zip(step.sites, site_rules(step), strict=True):
             at: Any = own
-            for side, site in (("in", name), *(("out", feed) for feed in at.fed_by(name))):
-                found.setdefault(site, {}).update({side: at.active_lanes, f"{side}_lanes": at.lanes})
+            for site, cut in cut_at(at, name, at.active_lanes, at.lanes).items():
+                found.setdefault(site, {}).update(cut)
     return found
+
+
+def cut_at(rule: Lanes, name: str, lanes: int, of: int) -> Cuts:
+    """The cuts that leave `lanes` of the lanes of one sub-layer, which ends in the site `name`."""
+    feeds = {feed: {"out": lanes, "out_lanes": of} for feed in rule.fed_by(name)}
+    return {name: {"in": lanes, "in_lanes": of}, **feeds}
 
 
 def narrow(site: Site, cut: Mapping[str, int]) -> Site:

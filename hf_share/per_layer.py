@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from .cut import narrow, narrow_module
+from .cut import cut_at, narrow, narrow_module
 from .errors import Refused
 from .lanes import Heads, Lanes
 from .plain_lanes import BLOCK_KEYS
@@ -82,8 +82,7 @@ def cut_by_layer(model: Any, plan: SharePlan, now: Mapping[str, int]) -> None:
             own = f"{stack}.{depth}.{rule.role}"
             if any(":" in feed for feed in rule.feeds):
                 raise Refused(f"site {own!r} is fed by a fused weight, which the model splits by its config")
-            for side, site in (("in", own), *(("out", feed) for feed in rule.fed_by(own))):
-                cut = {side: rule.active_lanes, f"{side}_lanes": now[step.group]}
+            for site, cut in cut_at(rule, own, rule.active_lanes, now[step.group]).items():
                 index[site] = narrow(find_site(index, site), cut)
                 narrow_module(resolve(backbone(model), site), index[site])
             found.setdefault(depth, {}).update(_said(model, rule, now[step.group]))

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from ..cut import Cuts
+from ..cut import Cuts, cut_at
 from ..cut_sizes import shapes_after
 from ..elastic import bindings
 from ..errors import ConfigError
@@ -76,13 +76,13 @@ def _changed(
     """The tensors that a sub-layer of so many lanes has otherwise, as the file holds them."""
     gone: Cuts = {}
     for name in names:
-        for side, at in (("in", name), *(("out", feed) for feed in rule.fed_by(name))):
-            if ":" in at:
-                raise ConfigError(
-                    f"site {at!r} is a part of a weight, which cannot be cut, so every size of {name!r} "
-                    "costs the same; choose one by its loss alone"
-                )
-            gone[at] = {side: lanes, f"{side}_lanes": rule.lanes}
+        gone |= cut_at(rule, name, lanes, rule.lanes)
+    part = next((at for at in gone if ":" in at), None)
+    if part is not None:
+        raise ConfigError(
+            f"site {part!r} is a part of a weight, which cannot be cut, so every size of {names[0]!r} costs "
+            "the same; choose one by its loss alone"
+        )
     return {name: shaped for name, shaped in shapes_after(model, gone).items() if name in tensors}
 
 

@@ -4,6 +4,7 @@
 machine's words.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -27,6 +28,15 @@ def llama(layers: int, width: int = 512, vocab: int = 8192, seed: int = 0) -> Ll
         num_attention_heads=heads, num_key_value_heads=heads, vocab_size=vocab, max_position_embeddings=512,
     )  # fmt: skip
     return LlamaForCausalLM(config)
+
+
+def resumable(doc: str) -> argparse.ArgumentParser:
+    """The options of a benchmark of models whose cells are kept as they are done."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", required=True)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--cells", default="*")
+    return parser
 
 
 def median_in_turn(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:

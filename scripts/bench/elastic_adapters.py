@@ -8,7 +8,6 @@ process without hf_share; pruned weights and deltas merged into them. Every cell
 and skipped when the command is run again.
 """
 
-import argparse
 import copy
 import functools
 import random
@@ -16,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _common import fresh
+from _common import fresh, resumable
 from elastic_nested import merge_error, nll, windows
 
 import hf_share
@@ -274,13 +273,9 @@ def _pruned(rows):
 
 
 def main():
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
-    parser.add_argument("--models", nargs="+", required=True)
+    parser = resumable(__doc__)
     parser.add_argument("--text", required=True, help="plain text, of which the first 60,000 bytes calibrate")
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens an NLL is measured on")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--cells", default="*")
     options = parser.parse_args()
     places_of = {"models": options.models, "text": options.text, "tokens": options.tokens}
     results = cells.run(

@@ -8,7 +8,6 @@ lm-eval's hf backend gives. Files are loaded in processes without hf_share. Ever
 done and skipped when the command is run again.
 """
 
-import argparse
 import functools
 import json
 import logging
@@ -19,7 +18,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from _common import fresh
+from _common import fresh, resumable
 
 import hf_share
 from hf_share import registry
@@ -247,14 +246,10 @@ def verdicts(results):
 
 
 def main():
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
-    parser.add_argument("--models", nargs="+", required=True)
+    parser = resumable(__doc__)
     parser.add_argument("--text", required=True, help="plain text, the end of which is measured on")
     parser.add_argument("--characters", type=int, default=60_000, help="of the text that are measured on")
     parser.add_argument("--work", help="folder for the elastic models; one that is removed if left out")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--cells", default="*")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         places = {

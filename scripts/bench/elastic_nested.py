@@ -7,13 +7,13 @@ on disk, whether two planes give the two-bit model to the bit, and whether poole
 cell is written when it is done and skipped when the command is run again.
 """
 
-import argparse
 import copy
 import functools
 import tempfile
 from pathlib import Path
 
 import torch
+from _common import resumable
 
 import hf_share
 from hf_share.compare import cells
@@ -92,15 +92,17 @@ def merge_error(model, config, calibration, ids):
     return worst
 
 
-def windows(place, text, tokens, context=128, split=60_000):
-    """Windows to measure on, and batches to calibrate on, from different parts of the text."""
+def windows(place, text, tokens, context=128, split=60_000, most=2_000_000, rows=128):
+    """Windows to measure on, from at most `most` bytes behind `split`, and batches of `rows` windows to
+    calibrate on, from before it.
+    """
     from transformers import AutoTokenizer
 
     tokenizer, data = AutoTokenizer.from_pretrained(place), Path(text).read_bytes()
-    parts = [data[:split], data[split : split + 2_000_000]]
+    parts = [data[:split], data[split : split + most]]
     ids = [torch.tensor(tokenizer(part.decode(errors="ignore")).input_ids) for part in parts]
     cut = [part[: len(part) // context * context].view(-1, context) for part in ids]
-    return cut[1][: tokens // context], list(cut[0][:128].split(8))
+    return cut[1][: tokens // context], list(cut[0][:rows].split(8))
 
 
 def nll(model, ids):
@@ -159,13 +161,9 @@ def verdicts(results):
 
 
 def main():
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
-    parser.add_argument("--models", nargs="+", required=True)
+    parser = resumable(__doc__)
     parser.add_argument("--text", required=True, help="plain text, of which the first 60,000 bytes calibrate")
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens an NLL is measured on")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--cells", default="*")
     options = parser.parse_args()
     places = {"models": options.models, "text": options.text, "tokens": options.tokens}
     results = cells.run(

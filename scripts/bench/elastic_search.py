@@ -7,13 +7,13 @@ loses on other text, and what finding it costs. Nothing is trained. Every cell i
 skipped when the command is run again. The page is made by elastic_search_page.py.
 """
 
-import argparse
 import copy
 import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from _common import resumable
 from elastic_nested import nll, windows
 from elastic_search_page import AFTER_TABLE, AT_THE_BITS_OF, BUDGETS, EQUAL_BITS, FIXED, OURS, OUTPUT, page
 
@@ -152,15 +152,11 @@ def _evaluations(how, space):
 
 
 def main():
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
-    parser.add_argument("--models", nargs="+", required=True)
+    parser = resumable(__doc__)
     parser.add_argument("--text", required=True, help="plain text; searched on before byte 60,000")
     parser.add_argument("--search-tokens", type=int, default=8_192, help="tokens of an evaluation")
     parser.add_argument("--report-tokens", type=int, default=32_768, help="tokens an NLL is measured on")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--cells", default="*")
     options = parser.parse_args()
     places = {name: getattr(options, name) for name in ("models", "text", "search_tokens", "report_tokens")}
     results = cells.run(

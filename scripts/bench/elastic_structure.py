@@ -7,12 +7,13 @@ were sorted, before any training, and what one run over all sizes gives back. Ev
 done and skipped when the command is run again.
 """
 
-import argparse
 import copy
 import functools
 from pathlib import Path
 
 import torch
+from _common import resumable
+from elastic_nested import nll, windows
 
 import hf_share
 from hf_share.compare import cells
@@ -53,7 +54,7 @@ def measure(s, places):
 
     place = next(m for m in places["models"] if Path(m).name == s["model"])
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
-    held_out, calibration = windows(place, places["text"], places["tokens"])
+    held_out, calibration = windows(place, places["text"], places["tokens"], rows=64)
     if s["kind"] == "trained":
         return trained(s, model, place, held_out, calibration, places)
     config = hf_share.ElasticConfig(bits=[], order=s["order"], **{s["kind"]: sizes(model, s["kind"])})
@@ -87,7 +88,7 @@ def trained(s, model, place, held_out, calibration, places):
     """The loss at each size after one run over all of them, or of the dense model after as many steps."""
     from hf_share.train.elastic import ElasticRunConfig, train_elastic
 
-    train = windows(place, places["train"], 1_700_000, split=0)[0]
+    train = windows(place, places["train"], 1_700_000, split=0, most=4_000_000)[0]
     config = hf_share.ElasticConfig(preset="matformer", order="activation")
     shared = hf_share.share(copy.deepcopy(model), config, calibration=calibration)
     dense = s["what"] == "dense"
@@ -98,23 +99,6 @@ def trained(s, model, place, held_out, calibration, places):
     )  # fmt: skip
     train_elastic(shared, train, None, run)
     return {"nll": by_size(shared, "ffn", held_out)}
-
-
-def windows(place, text, tokens, context=128, split=60_000):
-    """Windows to measure on, and batches to calibrate on, from different parts of the text."""
-    from transformers import AutoTokenizer
-
-    tokenizer, data = AutoTokenizer.from_pretrained(place), Path(text).read_bytes()
-    parts = [data[:split], data[split : split + 4_000_000]]
-    ids = [torch.tensor(tokenizer(part.decode(errors="ignore")).input_ids).long() for part in parts]
-    cut = [part[: len(part) // context * context].view(-1, context) for part in ids]
-    return cut[1][: tokens // context], list(cut[0][:64].split(8))
-
-
-def nll(model, ids):
-    from hf_share.eval.perplexity import perplexity
-
-    return perplexity(model, ids, progress=False).nll
 
 
 def page(results):
@@ -168,15 +152,11 @@ def _is(row, name, what):
 
 
 def main():
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
-    parser.add_argument("--models", nargs="+", required=True)
+    parser = resumable(__doc__)
     parser.add_argument("--train", required=True, help="plain text to train on")
     parser.add_argument("--text", required=True, help="plain text, of which the first 60,000 bytes calibrate")
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens an NLL is measured on")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--cells", default="*")
     options = parser.parse_args()
     places = {k: getattr(options, k) for k in ("models", "train", "text", "tokens")}
     results = cells.run(

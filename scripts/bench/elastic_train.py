@@ -7,12 +7,13 @@ same text in the same order, adapters of about equal size. Every cell is written
 when the command is run again.
 """
 
-import argparse
 import functools
 import random
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from _common import resumable
 
 from hf_share.compare import cells
 from hf_share.compare.report import by_seed, scatter, table, write
@@ -189,15 +190,11 @@ def _verdicts(model, results):
 
 
 def main():
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
-    parser.add_argument("--models", nargs="+", required=True)
+    parser = resumable(__doc__)
     parser.add_argument("--train", required=True, help="plain text")
     parser.add_argument("--test", required=True, help="plain text, measured from byte 60,000 on")
     parser.add_argument("--tokens", type=int, default=16_384, help="tokens an NLL is measured on")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--cells", default="*")
     options = parser.parse_args()
     places = {name: getattr(options, name) for name in ("models", "train", "test", "tokens")}
     results = cells.run(
