@@ -18,7 +18,7 @@ from hf_share.compare import structure
 from hf_share.compare.cells import read
 from hf_share.compare.laco import collapse
 from hf_share.compare.main import main
-from hf_share.compare.structures import ARMS, ATTENTION, Case, build, check_arms, count
+from hf_share.compare.structures import ARMS, ATTENTION, Case, OutOfReach, build, check_arms, count
 from hf_share.sites import stacks
 from hf_share.ties import attached
 from hf_share.train.pretrain import train_tokenizer
@@ -49,8 +49,13 @@ def test_an_arm_keeps_within_its_bound_and_uses_it(arm, ratio):
     assert torch.isfinite(zoo.logits(model)).all()
 
 
-def test_what_is_out_of_reach_is_none():
-    assert build("drop-last", 0.05, case()) is None and build("LaCo", 0.05, case()) is None
+@pytest.mark.parametrize("arm", ["drop-last", "LaCo", "relaxed, SVD"])
+def test_what_is_out_of_reach_names_the_smallest_size(arm):
+    whole = count(dense())
+    with pytest.raises(OutOfReach, match="the smallest size is") as found:
+        build(arm, 0.05, case())
+    model = build(arm, found.value.smallest / whole, case())
+    assert count(model) == found.value.smallest
 
 
 @pytest.mark.parametrize("arm", ATTENTION)

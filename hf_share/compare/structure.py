@@ -36,7 +36,7 @@ from ..train.settings import Settings
 from ..train.text import target_bytes, windows
 from .cells import Cell, Results
 from .structure_report import page
-from .structures import ARMS, ATTENTION, Case, build, check_arms, count
+from .structures import ARMS, ATTENTION, Case, OutOfReach, build, check_arms, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +103,10 @@ def measure(
     dense: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     calibration = list(text["train"][: s["windows"]].split(4))
     whole = count(dense)
-    shared = build(s["arm"], s["ratio"], Case(copy.deepcopy(dense), calibration, s["seed"]))
-    if shared is None:
-        return {"reachable": False}
+    try:
+        shared = build(s["arm"], s["ratio"], Case(copy.deepcopy(dense), calibration, s["seed"]))
+    except OutOfReach as error:
+        return {"reachable": False, "stored": error.smallest, "of_dense": error.smallest / whole}
     found = {"reachable": True, "stored": count(shared), "of_dense": count(shared) / whole}
     found |= {"plan": _plan(shared), "before": _measure(shared, text)}
     start = time.process_time()

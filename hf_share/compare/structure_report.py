@@ -94,7 +94,8 @@ def _grid(arms: list[str], results: Results) -> Iterator[tuple[str, float, list[
 def _rows(arms: list[str], results: Results) -> Iterator[list]:
     for arm, ratio, rows in _grid(arms, results):
         if not rows[0]["reachable"]:
-            yield [arm, f"{ratio}", "not reachable", *([None] * 6)]
+            smallest = f"not reachable: {rows[0]['of_dense']:.3f} is its smallest"
+            yield [arm, f"{ratio}", smallest, *([None] * 6)]
             continue
         before, after, bits = (
             str(interval([r[part][key] for r in rows]))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attach import attach
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, Refused, unknown
 from ..importance import block_influence
 from ..methods.fold import FoldConfig
 from ..methods.masa import MasaConfig
@@ -192,9 +192,19 @@ OTHERS = ("dense", "LaCo")
 ATTENTION = ("Matrix PCA", "whitened SVD, attention")  # ratios of these are of the attention weights
 
 
-def build(arm: str, ratio: float, case: Case) -> nn.Module | None:
-    """The dense model of `case`, shared in place as `arm` says with at most `ratio` of its parameters, or
-    None if the arm reaches no size that small.
+class OutOfReach(Refused):
+    """An arm reaches no size as small as it was asked for; `smallest` is what it reaches, in parameters."""
+
+    def __init__(self, smallest: int, budget: int):
+        super().__init__(f"the smallest size is {smallest:,} parameters, {budget:,} were asked for")
+        self.smallest = smallest
+
+
+def build(arm: str, ratio: float, case: Case) -> nn.Module:
+    """The dense model of `case`, shared in place as `arm` says with at most `ratio` of its parameters.
+
+    Raises:
+        OutOfReach: the arm has no size that small.
     """
     if arm == "dense":
         return case.model
@@ -205,23 +215,28 @@ def build(arm: str, ratio: float, case: Case) -> nn.Module | None:
     return _largest(case, ARMS[arm](case), int(ratio * count(case.model)))
 
 
-def _largest(case: Case, families: Plans, budget: int) -> nn.Module | None:
+def _largest(case: Case, families: Plans, budget: int) -> nn.Module:
+    smallest = count(case.model)
     for plans in families:
-        if size(case.model, plans[-1]()) > budget:
+        smallest = min(smallest, size(case.model, plans[-1]()))
+        if smallest > budget:
             continue
         first = bisect_left(range(len(plans)), True, key=lambda i: size(case.model, plans[i]()) <= budget)
         torch.manual_seed(case.seed)
         return share(case.model, plans[first](), calibration=case.calibration)
-    return None
+    raise OutOfReach(smallest, budget)
 
 
-def _laco(ratio: float, case: Case) -> nn.Module | None:
-    layer = count(stacks(case.model)[case.path].layers[0])
-    gone = -(-(count(case.model) - int(ratio * count(case.model))) // layer)
-    return collapse(case.model, case.calibration, gone) if gone < case.depth else None
+def _laco(ratio: float, case: Case) -> nn.Module:
+    whole, layer = count(case.model), count(stacks(case.model)[case.path].layers[0])
+    budget = int(ratio * whole)
+    gone = -(-(whole - budget) // layer)
+    if gone >= case.depth:
+        raise OutOfReach(whole - (case.depth - 1) * layer, budget)
+    return collapse(case.model, case.calibration, gone)
 
 
-def _attention(arm: str, ratio: float, case: Case) -> nn.Module | None:
+def _attention(arm: str, ratio: float, case: Case) -> nn.Module:
     letters = [s for s in sites(case.model) if s.stack and _letter(s.role) != "-"]
     dense = sum(s.in_features * s.out_features for s in letters)
     if arm == "Matrix PCA":
