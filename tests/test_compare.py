@@ -15,6 +15,7 @@ import transformers as tf
 from hf_share import CheckpointError, ConfigError
 from hf_share.compare import adapters, encoder
 from hf_share.compare.cells import Cell, read, run
+from hf_share.compare.claims import Claim, longer, said
 from hf_share.compare.main import main
 from hf_share.compare.rates import arm_cells, best_rate, grid
 from hf_share.compare.report import by_seed, table
@@ -105,6 +106,42 @@ def test_intervals_and_verdicts():
     within = [verdict_within(Interval(m, 0.01, 5), 0.02) for m in (0.005, 0.015, -0.05)]
     assert within == ["confirmed", "undecided", "refuted"]
     assert verdict(interval([-1.0])) == "undecided", "one run decides nothing"
+
+
+def test_a_refuted_claim_is_run_again_for_longer():
+    def cells(results):
+        for arm in ("ours", "theirs", "other"):
+            final = [Cell(f"{arm}/{seed}", {"arm": arm, "part": "final", "seed": seed, "steps": 10})
+                     for seed in range(3)]  # fmt: skip
+            yield from final
+            yield from longer(final, CLAIMS, results, "nll", 3, part="final")
+
+    def rows(ours, theirs, seeds=3):
+        found = {f"{c.name}": dict(c.settings) for c in cells({})}
+        numbers = {"ours": ours, "theirs": theirs, "other": 9.0}
+        for row in found.values():
+            row["nll"] = numbers[row["arm"]] + 0.001 * row["seed"] * (row["arm"] == "ours")
+        return {name: row for name, row in found.items() if row["seed"] < seeds}
+
+    CLAIMS = [
+        Claim("H", {"arm": "ours"}, {"arm": "theirs"}),
+        Claim("W", {"arm": "ours"}, {"arm": "other"}, margin=0.1),
+    ]
+    assert len(list(cells(rows(1.0, 2.0)))) == 9 + 2, "only W is refuted: ours is far from the other"
+    assert len(list(cells(rows(9.0, 9.5)))) == 9, "ours is lower, and close to the other"
+    assert len(list(cells(rows(9.0, 8.0, seeds=2)))) == 9, "two of three seeds are no verdict"
+    worse = rows(9.0, 8.0)
+    more = [cell for cell in cells(worse) if cell.name.endswith("/longer")]
+    assert [(c.name, c.settings["steps"], c.settings["part"]) for c in more] == [
+        ("ours/0/longer", 40, "longer"), ("theirs/0/longer", 40, "longer"),
+    ]  # fmt: skip
+    lines = said(CLAIMS, worse, "nll", part="final").splitlines()
+    assert lines[0] == "- H: ours below theirs: 1.0010 ± 0.0025 nat, **refuted**"
+    assert lines[1].startswith("- W: ours within 0.1 nat of other: 0.0010 ± 0.0025 nat, **confirmed**")
+    found = {**worse, **{c.name: {**c.settings, "nll": 1.0 + ("theirs" in c.name)} for c in more}}
+    assert said(CLAIMS, found, "nll", part="final").splitlines()[0].endswith(
+        "**refuted**; 4 times the steps, seed 0: -1.0000 nat"
+    )
 
 
 def test_tables():

@@ -31,8 +31,9 @@ from ..methods.mos import MosConfig
 from ..methods.share_lora import ShareLoraConfig
 from ..train.settings import Settings
 from ..train.text import Windows, target_bytes, windows
-from .adapters_report import page
+from .adapters_report import CLAIMS, FINAL, page
 from .cells import Cell, Results
+from .claims import longer
 from .rates import arm_cells, require_grid
 from .training import saved_bytes, train
 
@@ -115,7 +116,9 @@ def wanted(config: Config, results: Results) -> Iterator[Cell]:
         yield Cell(f"{domain}/frozen", {**shared, **still})
         for arm in chosen:
             of_arm = {**shared, "arm": arm}
-            yield from arm_cells(f"{domain}/{arm}", of_arm, arms()[arm].rate, config, results)
+            cells = list(arm_cells(f"{domain}/{arm}", of_arm, arms()[arm].rate, config, results))
+            yield from cells
+            yield from longer(cells, CLAIMS, results, "test_nll", config.seeds, domain=domain, **FINAL)
 
 
 def measure(s: Mapping[str, Any], *, model: str, data: str) -> dict[str, Any]:

@@ -35,7 +35,8 @@ from ..train.heal import HealConfig, heal
 from ..train.settings import Settings
 from ..train.text import target_bytes, windows
 from .cells import Cell, Results
-from .structure_report import page
+from .claims import longer
+from .structure_report import CLAIMS, FIRST, page
 from .structures import ARMS, ATTENTION, Case, OutOfReach, build, check_arms, count
 
 
@@ -78,7 +79,13 @@ STRICT = 0.58
 
 
 def wanted(config: Config, results: Results) -> Iterator[Cell]:
-    """Every cell of the comparison."""
+    """The cells of the comparison that can be measured, given what has been."""
+    cells = list(_cells(config))
+    yield from cells
+    yield from longer(cells, CLAIMS, results, "nll", config.seeds, **FIRST)
+
+
+def _cells(config: Config) -> Iterator[Cell]:
     chosen = config.arms.split(",")
     numbers = {k: getattr(config, k) for k in ("steps", "batch", "context", "learning_rate", "windows")}
     numbers["test_bytes"] = config.test_bytes
