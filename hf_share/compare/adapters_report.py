@@ -41,11 +41,23 @@ def page(domains: list[str], arms: list[tuple[str, str]], results: Results, outp
             parts += [said(CLAIMS, results, "test_nll", domain=domain, **FINAL)]
     text = "\n\n".join(part for part in parts if part)
     write(output, text)
-    panels = {d: _points(d, arms, results) for d in domains if _points(d, arms, results)}
+    panels = dict(_panels(domains, arms, results))
     if panels:
         plot = Path(output).with_suffix(".png")
         scatter(plot, panels, "forgetting: NLL on the model's own text", "test NLL")
     return text
+
+
+def _panels(domains: list[str], arms: list[tuple[str, str]], results: Results) -> Iterator[tuple[str, dict]]:
+    """Each domain twice: between its ends, the frozen and the fully trained model, and the adapters alone."""
+    ends = ("frozen", *(name for name, budget in arms if budget == "-"))
+    for domain in domains:
+        points = _points(domain, arms, results)
+        close = {name: point for name, point in points.items() if name not in ends}
+        if points:
+            yield domain, points
+        if close:
+            yield f"{domain}, adapters alone", close
 
 
 INTRO = """`python recipes/compare.py --config recipes/compare_adapters.yaml --model MODEL --data FOLDER --jobs 2`
