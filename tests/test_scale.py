@@ -127,6 +127,25 @@ def test_a_recipe_gives_back_the_whole_model(recipe, way, launch):
     assert torch.equal(logits(model.eval()), two["logits"])
 
 
+@pytest.fixture(scope="module")
+def gone_on(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("resumed")
+    for way in WAYS:
+        finish(two(folder, WORKER.with_name("resumed.py"), str(folder), way))
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("recipe", ["finetune", "full", "adapter", "worse"])
+def test_two_processes_go_on_from_a_checkpoint(recipe, way, gone_on):
+    """To the bit what they train unbroken; norms trained beside an adapter, and the best step, come back."""
+    unbroken, resumed = torch.load(gone_on / f"{recipe}-{way}.pt")
+    assert torch.equal(unbroken, resumed)
+    folder = gone_on / f"{recipe}-{way}" / "checkpoints"
+    state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]).name == f"checkpoint-{2 if recipe == 'worse' else 4}"
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_zero_trains_what_one_process_trains(tmp_path):
     """ZeRO-2 and ZeRO-3 on CPUs, over ties and stores."""

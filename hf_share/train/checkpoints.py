@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from ..errors import CheckpointError
+from .fsdp import fill, full
 
 
 MARK = "complete.json"
@@ -113,8 +114,7 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero:
-            save_trained(model, checkpoint)
+        save_trained(model, checkpoint, state.is_world_process_zero)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process writes its random state
         if not state.is_world_process_zero:
@@ -164,13 +164,13 @@ def _outside_adapter(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def save_trained(model: Any, checkpoint: Path) -> None:
-    found = _outside_adapter(model)
-    if found:
-        save_file({n: p.detach().cpu().contiguous() for n, p in found.items()}, checkpoint / TRAINED)
+def save_trained(model: Any, checkpoint: Path, writes: bool = True) -> None:
+    """All processes call it, since each may hold a part; the one that `writes` does."""
+    found = {name: full(parameter).contiguous() for name, parameter in _outside_adapter(model).items()}
+    if found and writes:
+        save_file(found, checkpoint / TRAINED)
 
 
-@torch.no_grad()
 def load_trained(model: Any, checkpoint: Path) -> None:
     if not (checkpoint / TRAINED).exists():
         return
@@ -178,7 +178,7 @@ def load_trained(model: Any, checkpoint: Path) -> None:
     if saved.keys() != own.keys():
         raise CheckpointError(f"{checkpoint / TRAINED} holds other tensors than this run trains")
     for name, parameter in own.items():
-        parameter.copy_(saved[name])
+        fill(parameter, saved[name])
 
 
 def load_finished(trainer: Trainer, checkpoint: Path) -> None:

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 
 from ..errors import Refused
@@ -129,14 +129,23 @@ def whole(trainer: Trainer, twin: nn.Module | None) -> Any:
     given = dict(trained.named_parameters())
     for name, blank in list(twin.named_parameters(remove_duplicate=False)):
         if id(blank) not in values:
-            values[id(blank)] = nn.Parameter(_full(given[name]), requires_grad=blank.requires_grad)
+            values[id(blank)] = nn.Parameter(full(given[name]), requires_grad=blank.requires_grad)
         path, _, leaf = name.rpartition(".")
         twin.get_submodule(path)._parameters[leaf] = values[id(blank)]
     for name, buffer in twin.named_buffers():
-        buffer.copy_(_full(trained.get_buffer(name)))
+        buffer.copy_(full(trained.get_buffer(name)))
     return twin
 
 
-def _full(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each process may hold a part, in memory of the CPU; all processes call it."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().clone()
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Put what all processes hold whole into a tensor of which each may hold a part."""
+    if isinstance(tensor, DTensor):
+        values = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements)
+    tensor.copy_(values)

@@ -49,7 +49,8 @@ class Progress(ProgressCallback):
         """One log as a line: ``step 20/300  loss 2.3456  10,240 tokens/s  0:01:10 left``; nothing of what is
         no loss.
         """
-        names = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}
+        since = f" since step {self.first}" if self.first else ""  # what a run before it had is not known
+        names = {"loss": "loss", "eval_loss": "validation loss", "train_loss": f"mean loss{since}"}
         parts = [f"step {state.global_step}/{state.max_steps}"]
         parts += [f"{names[key]} {logs[key]:.4f}" for key in names if key in logs]
         seconds, steps = time.monotonic() - self.began, state.global_step - self.first
