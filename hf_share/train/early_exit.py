@@ -219,22 +219,22 @@ def exit_perplexities(model: PreTrainedModel, windows: Tensor, **args: Any) -> t
 def train_exits(
     model: PreTrainedModel,
     data: Any,
-    heldout: Tensor,
     config: EarlyExitConfig | None = None,
     validation: Any = None,
-) -> ExitReport:
-    """Teach a recursive model to stop after each of its loops. Changes `model` in place.
+) -> PreTrainedModel:
+    """Teach a recursive model to stop after each of its loops.
 
     Args:
-        data, heldout: token ids to train and to measure on, int64 of shape (n, context).
+        model: it is taken over, use what this returns.
+        data: token ids to train on, int64 of shape (n, context), or a stream of such rows.
         validation: the same, to choose the best step by (`eval_steps`): the one of the lowest loss L.
 
     Example:
-        >>> print(train_exits(model, train, heldout))  # doctest: +SKIP
+        >>> model = train_exits(model, windows(tokenizer, text.train, 256))  # doctest: +SKIP
+        >>> exit_perplexities(model, heldout)  # doctest: +SKIP
     """
     config = config or EarlyExitConfig()
     set_seed(config.seed)
-    before = exit_perplexities(model, heldout, progress=False)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     cached = getattr(model.config, "use_cache", True)
@@ -247,10 +247,9 @@ def train_exits(
         kd_weight=config.kd_weight,
         temperature=config.temperature,
     )
-    run(trainer, config)
-    model.config.use_cache = cached  # Trainer turned it off
-    model.eval()
-    return ExitReport(before, exit_perplexities(model, heldout, progress=False))
+    trained = run(trainer, config)
+    trained.config.use_cache = cached  # Trainer turned it off
+    return trained.eval()
 
 
 HELP = """Teach an uptrained recursive model to stop after each of its loops, and report every exit's
@@ -263,5 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
     data = prepare(config, tokenizer, split(config))
-    say(train_exits(model, data.train, data.test, config, data.validation))
+    before = exit_perplexities(model, data.test, progress=False)
+    model = train_exits(model, data.train, config, data.validation)
+    say(ExitReport(before, exit_perplexities(model, data.test, progress=False)))
     save_output(model, tokenizer, config.output)

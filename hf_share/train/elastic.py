@@ -43,7 +43,6 @@ from .arguments import RunConfig, training_arguments
 from .data import prepare, split
 from .divergences import Divergence, make_divergence
 from .elastic_trainer import LARGEST, PARTS, ElasticTrainer, space
-from .fsdp import blueprint, whole
 from .output import save_output, say
 from .run import run
 from .samplers import Sampler, make_sampler
@@ -220,9 +219,7 @@ def train_elastic(
         divergence=divergence,
         **numbers,
     )
-    twin = blueprint(trainer)
-    run(trainer, config)
-    trained = whole(trainer, twin)
+    trained = run(trainer, config)
     trained.config.use_cache = cached  # Trainer turned it off
     return trained.eval()
 

@@ -17,7 +17,6 @@ from ..errors import ConfigError
 from ..eval.perplexity import perplexity
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split
-from .fsdp import blueprint, whole
 from .output import save_output, say
 from .rows import Rows, check_format, finetune_rows, read_rows
 from .run import run
@@ -81,9 +80,7 @@ def finetune(
         eval_dataset=as_rows(validation),
         **trainer,
     )
-    twin = blueprint(made)
-    run(made, config)
-    adapted = whole(made, twin)
+    adapted = run(made, config)
     adapted.config.use_cache = cached  # Trainer turned it off
     return adapted.eval()
 
@@ -105,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _on_rows(model: PreTrainedModel, tokenizer: Any, rows: Rows, config: FinetuneConfig) -> PeftModel:
     set_seed(config.seed)
     adapted = get_peft_model(model, config.adapter_config())
-    before, after = finetune_rows(adapted, tokenizer, rows, config)
+    adapted, before, after = finetune_rows(adapted, tokenizer, rows, config)
     what = "completions" if config.completion_only else "whole rows"
     say(f"loss on {what} of held-out rows: {before:.4f} before, {after:.4f} after")
     return adapted.eval()

@@ -31,7 +31,6 @@ from ..ties import attached
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split
 from .distill import DistillTrainer
-from .fsdp import blueprint, whole
 from .output import save_output, say
 from .replace import Replacement
 from .run import fingerprint, run
@@ -153,9 +152,7 @@ def heal(
         replacement=_replacement(student, teacher, config),
         cache=cache,
     )
-    twin = blueprint(trainer)
-    run(trainer, config)
-    trained = whole(trainer, twin)
+    trained = run(trainer, config)
     trained.config.use_cache = cached  # Trainer turned it off
     return (compressed(trained) if config.train == "adapter" else trained).eval()
 

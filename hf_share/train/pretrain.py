@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import PartialState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -197,8 +198,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         callbacks=[times],
     )
     trainer.muon = config.optimizer == "muon"
-    run(trainer, config)
-    model = _half(settle(trainer.accelerator.unwrap_model(trainer.model)))
+    model = _half(settle(run(trainer, config)))
     model.config.use_cache = True  # Trainer turned it off
     heldout = data.test
     found = perplexity(model, heldout, text_bytes=target_bytes(tokenizer, heldout))
@@ -234,7 +234,7 @@ def _training_arguments(config: PretrainConfig, evaluates: bool) -> TrainingArgu
 
 
 def _card(config: PretrainConfig, source: str, model: LlamaForCausalLM, measured: Perplexity) -> str:
-    rows = config.batch * config.accumulation
+    rows = config.batch * config.accumulation * PartialState().num_processes
     tokens = config.steps * rows * config.context
     plan = f"\n| shared | `{json.dumps(config.share)}` |" if config.share else ""
     return f"""---

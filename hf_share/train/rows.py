@@ -12,11 +12,16 @@ choice of the best step are as for plain text. TRL is an extra: pip install 'hf_
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ..errors import ConfigError, unknown
@@ -131,21 +136,55 @@ class Named:
 
 def finetune_rows(
     model: PeftModel, tokenizer: Any, rows: Rows, config: Any, callbacks: list[TrainerCallback] | None = None
-) -> tuple[float, float]:
-    """Train an adapter in place; the loss on the test rows before and after."""
+) -> tuple[PeftModel, float, float]:
+    """Train an adapter; it is taken over, use what this returns, with the loss on the test rows before and
+    after.
+    """
     package = trl()
     _need_template(tokenizer, rows, config)
+    forward = vars(model.get_base_model()).get("forward")
+    held = {"validation": rows.validation, "test": rows.test}
     trainer = package.SFTTrainer(
         model=model,
         args=package.SFTConfig(**sft_arguments(config, rows)),
         train_dataset=rows.train,
-        eval_dataset=rows.validation,
+        eval_dataset={name: part for name, part in held.items() if part is not None},
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    before = trainer.evaluate(rows.test, metric_key_prefix="test")["test_loss"]
-    run(trainer, config, Named(config.text))
-    return before, trainer.evaluate(rows.test, metric_key_prefix="test")["test_loss"]
+    prepared = trainer.eval_dataset
+    trainer.eval_dataset = prepared.get("validation")
+    test = DataLoader(prepared["test"], config.batch, collate_fn=trainer.data_collator)
+    before = learnt_loss(model, test)
+    trained = run(trainer, config, Named(config.text))
+    _give_back(trained.get_base_model(), forward)
+    return trained, before, learnt_loss(trained, test)
+
+
+def _give_back(base: nn.Module, forward: Any) -> None:
+    """The base's own `forward`, in place of the one that TRL put there, which holds on to what it trained."""
+    vars(base).pop("forward", None)
+    if forward is not None:
+        vars(base)["forward"] = forward
+
+
+@torch.no_grad()
+def learnt_loss(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> float:
+    """Nats per token that is learnt (labels other than -100), each token counted once.
+
+    Trainer's own `evaluate` is no help here: before training it leaves a model that DDP does not wrap any
+    more and FSDP2 refuses, and it weighs batches, not tokens.
+    """
+    device = next(model.parameters()).device
+    training, total, count = model.training, 0.0, 0
+    model.eval()
+    for batch in batches:
+        known = {name: batch[name].to(device) for name in ("input_ids", "attention_mask") if name in batch}
+        logits, labels = model(**known).logits[:, :-1], batch["labels"][:, 1:].to(device)
+        total += float(F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"))
+        count += int((labels != -100).sum())
+    model.train(training)
+    return total / max(count, 1)
 
 
 def sft_arguments(config: Any, rows: Rows) -> dict[str, Any]:

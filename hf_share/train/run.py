@@ -29,7 +29,7 @@ from .checkpoints import (
     mark_of,
     write_whole,
 )
-from .fsdp import shard_tied
+from .fsdp import blueprint, shard_tied, whole
 from .progress import Progress
 from .stream import KeepPlace, StreamedWindows, read_place
 
@@ -60,12 +60,22 @@ class StopAfter(TrainerCallback):
             control.should_training_stop = True
 
 
-def run(trainer: Trainer, config: TextRun, data: Any = None) -> None:
+def run(trainer: Trainer, config: TextRun, data: Any = None) -> Any:
     """`trainer.train()`, from the last complete checkpoint in `config.output` if there is one.
 
     Args:
         data: what the run is trained on, if not the trainer's own set; a checkpoint of other data is refused.
+
+    Returns:
+        The trained model, whole in each process, of however many it was trained by.
     """
+    _measure_all_rows(trainer)
+    twin = blueprint(trainer)
+    _run(trainer, config, data)
+    return whole(trainer, twin)
+
+
+def _run(trainer: Trainer, config: TextRun, data: Any) -> None:
     folder = Path(trainer.args.output_dir)
     settings = _settings(config, trainer.train_dataset if data is None else data)
     found = _found(trainer, config, folder, settings) if config.save_steps else None
@@ -87,6 +97,23 @@ def run(trainer: Trainer, config: TextRun, data: Any = None) -> None:
     if found:
         _say(trainer, f"going on from step {mark['step']}: {found}")
     _train(trainer, found)
+
+
+def _measure_all_rows(trainer: Trainer) -> None:
+    """Let evaluations see the rows that fill no batch, too. Training leaves them out, so that all its steps
+    are of one size, and Trainer has one setting for both.
+    """
+    stock: Any = trainer.get_eval_dataloader
+    asked = trainer.args.dataloader_drop_last
+
+    def whole_set(*args: Any, **kwargs: Any) -> Any:
+        trainer.args.dataloader_drop_last = False
+        try:
+            return stock(*args, **kwargs)
+        finally:
+            trainer.args.dataloader_drop_last = asked
+
+    trainer.get_eval_dataloader = whole_set
 
 
 def _train(trainer: Trainer, found: Path | None) -> None:

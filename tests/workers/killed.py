@@ -85,8 +85,7 @@ def exits(folder: Path, text: dict[str, Any]) -> Any:
     config = EarlyExitConfig(output=str(folder), **text, **SHORT)
     got = data(config)
     small = hf_share.share(model(), hf_share.RecursiveConfig(num_loops=2))
-    train_exits(small, got.train, got.test, config, got.validation)
-    return small
+    return train_exits(small, got.train, config, got.validation)
 
 
 def pretrained(folder: Path, text: dict[str, Any]) -> Any:

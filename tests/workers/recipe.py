@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +27,7 @@ torch.set_num_threads(1)
 import transformers as tf  # noqa: E402
 from accelerate import FullyShardedDataParallelPlugin, PartialState  # noqa: E402
 from accelerate.utils import DistributedType  # noqa: E402
-from peft import get_peft_model  # noqa: E402
+from peft import PeftModel, get_peft_model  # noqa: E402
 from torch.distributed.fsdp import FSDPModule  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from zoo import build, logits  # noqa: E402
@@ -33,9 +36,12 @@ import hf_share  # noqa: E402
 from hf_share.sites import stacks  # noqa: E402
 from hf_share.train.arguments import RunConfig, training_arguments  # noqa: E402
 from hf_share.train.distill import DistillTrainer  # noqa: E402
+from hf_share.train.early_exit import EarlyExitConfig, train_exits  # noqa: E402
 from hf_share.train.finetune import FinetuneConfig, finetune  # noqa: E402
+from hf_share.train.finetune import main as finetune_main  # noqa: E402
 from hf_share.train.fsdp import blueprint, shard_tied, whole  # noqa: E402
 from hf_share.train.heal import HealConfig, heal  # noqa: E402
+from hf_share.train.pretrain import PretrainConfig, pretrain  # noqa: E402
 
 
 STEPS, BATCH = 20, 4
@@ -141,22 +147,72 @@ def train(folder: Path, kind: str, way: str, processes: int) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
+def finetuned(place: Path, **numbers: Any) -> Any:
+    adapter = {"method": "share_lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
+    return finetune(build("llama"), windows(), FinetuneConfig(adapter=adapter, **numbers))
+
+
+def healed(place: Path, train: str, **numbers: Any) -> Any:
+    small = hf_share.share(build("llama"), hf_share.FoldConfig(groups=[[0], [1, 2], [3]]))
+    return heal(small, windows(), build("llama"), HealConfig(train=train, r=2, norms=True, **numbers))
+
+
+def exits(place: Path, **numbers: Any) -> Any:
+    small = hf_share.share(build("llama"), hf_share.RecursiveConfig(num_loops=2))
+    return train_exits(small, windows(), EarlyExitConfig(warmup_steps=0, **numbers))
+
+
+def pretrained(place: Path, optimizer: str, output: str, **numbers: Any) -> Any:
+    """It writes what it made itself; every process reads that."""
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 300, "decay_steps": 1, "warmup_steps": 1, "context": 16,
+    }  # fmt: skip
+    masa = {"method": "masa", "num_atoms": 2, "coef_param": "mlp"}
+    text = str(place.parent / "text.txt")
+    made = {"output": output, "text": text, "share": masa, "optimizer": optimizer, "bf16": False}
+    pretrain(PretrainConfig(**made, **sizes, **numbers))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return tf.AutoModelForCausalLM.from_pretrained(output, dtype="float32").eval()
+
+
+def instructed(place: Path, **numbers: Any) -> Any:
+    """Answers of unequal length, trained by TRL."""
+    adapter = "{method: share_lora, r: 2, target_modules: all-linear}"
+    words = {"text": place.parent / "rows.jsonl", "context": 32, "adapter": adapter, **numbers}
+    finetune_main([str(place.parent / "base"), *(f"--{k}={v}" for k, v in words.items())])
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    base = tf.AutoModelForCausalLM.from_pretrained(place.parent / "base")
+    return PeftModel.from_pretrained(base, numbers["output"]).eval()
+
+
+def windows() -> torch.Tensor:
+    return torch.randint(3, 96, (16, 8), generator=torch.Generator().manual_seed(3))
+
+
+RECIPES = {
+    "finetune": finetuned,
+    "full": partial(healed, train="full"),
+    "adapter": partial(healed, train="adapter"),
+    "exits": exits,
+    "muon": partial(pretrained, optimizer="muon"),
+    "adamw": partial(pretrained, optimizer="adamw"),
+    **({"instructed": instructed} if find_spec("trl") else {}),
+}
+
+
 def recipes(folder: Path, way: str, processes: int) -> None:
-    """`finetune` and `heal` themselves, to what they save."""
-    windows = torch.randint(3, 96, (16, 8), generator=torch.Generator().manual_seed(3))
-    numbers = {"steps": 3, "batch": BATCH // processes, "output": str(folder / "runs" / way)}
+    """The recipes themselves, to what they save."""
+    numbers = {"steps": 3, "batch": BATCH // processes}
     first = int(os.environ.get("RANK", "0")) == 0
-    for name in ("finetune", "full", "adapter"):
+    for name, recipe in RECIPES.items():
         torch.manual_seed(5)
-        model = build("llama")
-        if name == "finetune":
-            adapter = {"method": "share_lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
-            done = finetune(model, windows, FinetuneConfig(adapter=adapter, **numbers))
-        else:
-            model = hf_share.share(model, hf_share.FoldConfig(groups=[[0], [1, 2], [3]]))
-            done = heal(model, windows, build("llama"), HealConfig(train=name, r=2, norms=True, **numbers))
+        place = folder / f"recipe-{name}-{way}"
+        done = recipe(place, output=str(folder / "runs" / f"{name}-{way}"), **numbers)
         if first:
-            done.save_pretrained(folder / f"recipe-{name}-{way}")
+            done.save_pretrained(place)
             torch.save({"logits": logits(done)}, folder / f"recipe-{name}-{way}.pt")
 
 

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from recipe import everywhere_fsdp
+from transformers import AutoModelForCausalLM
 from zoo import build, logits
 
 import hf_share
 from hf_share.train.checkpoints import checkpoints, drop
 from hf_share.train.finetune import FinetuneConfig, finetune
 from hf_share.train.heal import HealConfig, heal
+from hf_share.train.pretrain import PretrainConfig, pretrain
 
 
 ADAPTER = {"method": "share_lora", "r": 2, "lora_dropout": 0.2, "target_modules": ["q_proj", "v_proj"]}
@@ -39,7 +41,20 @@ def healed(**numbers: Any) -> torch.nn.Module:
     return heal(small, TRAIN, build("llama"), HealConfig(r=2, norms=True, **numbers), VALID)
 
 
+def pretrained(output: str, **numbers: Any) -> torch.nn.Module:
+    """With Muon, whose state is of two optimizers."""
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 300, "decay_steps": 1, "context": 16,
+    }  # fmt: skip
+    made = {"text": str(Path(output).parent / "text.txt"), "share": {"method": "masa", "num_atoms": 2}}
+    pretrain(PretrainConfig(output=output, **made, **sizes, **numbers))
+    dist.barrier()
+    return AutoModelForCausalLM.from_pretrained(output)
+
+
 RECIPES = {
+    "muon": pretrained,
     "finetune": finetuned,
     "full": partial(healed, train="full"),
     "adapter": partial(healed, train="adapter"),
