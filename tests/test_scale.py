@@ -125,7 +125,8 @@ def test_what_was_saved_loads_in_one_process(kind, way, launch):
 
 
 NEEDS_TRL = pytest.mark.skipif(find_spec("trl") is None, reason="the extra hf_share[train] is not installed")
-RECIPES = ["finetune", "full", "adapter", "exits", "muon", "adamw"]
+ADAPTERS = ["share_lora", "mos"]
+RECIPES = [*ADAPTERS, "full", "adapter", "exits", "bits", "neurons", "muon", "adamw"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -136,7 +137,7 @@ def test_a_recipe_gives_back_the_whole_model(recipe, way, launch):
     # pretraining saves in bf16, and Muon computes in it: a rounding goes the other way here and there
     assert relative(one["logits"], two["logits"]) < {"muon": 5e-3, "adamw": 1e-3}.get(recipe, 1e-5)
     folder = launch / f"recipe-{recipe}-{way}"
-    if recipe in ("finetune", "instructed"):
+    if recipe in (*ADAPTERS, "instructed"):
         torch.manual_seed(5)
         base: Any = build("llama")
         if recipe == "instructed":

@@ -62,16 +62,19 @@ def shard_tied(model: nn.Module, accelerator: Accelerator) -> None:
     """Under FSDP2, shard the units of a model whose layers share tensors; call it before
     `accelerator.prepare`, which then shards what is outside the layers.
 
-    Without FSDP2, or where no layers share tensors, or where only the root is to be a unit (`NO_WRAP`),
-    nothing is done.
+    Where only the first process has read the weights (`cpu_ram_efficient_loading`), it sends them to the
+    others if layers share tensors or the model stores buffers (codes, indices); else accelerate does. Without
+    FSDP2, or where no layers share tensors, or where only the root is to be a unit (`NO_WRAP`), nothing is
+    sharded.
     """
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
-    units = fsdp_units(model) if accelerator.is_fsdp2 else []
-    if all(len(unit) == 1 for unit in units) or plugin.auto_wrap_policy is None:
-        return
-    if plugin.cpu_ram_efficient_loading:  # only the first process has read the weights
+    units = fsdp_units(model) if accelerator.is_fsdp2 and plugin.auto_wrap_policy is not None else []
+    tied = any(len(unit) > 1 for unit in units)
+    if accelerator.is_fsdp2 and plugin.cpu_ram_efficient_loading and (tied or _stores_buffers(model)):
         _send_from_first(model, accelerator.device)
         plugin.cpu_ram_efficient_loading = False
+    if not tied:
+        return
     for unit in units:
         if accelerator.mixed_precision != "no":
             _upcast(unit)
@@ -80,6 +83,11 @@ def shard_tied(model: nn.Module, accelerator: Accelerator) -> None:
             mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
         )  # fmt: skip
     plugin.auto_wrap_policy = None  # every layer has its unit
+
+
+def _stores_buffers(model: nn.Module) -> bool:
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    return not buffers.isdisjoint(model.state_dict())
 
 
 def _send_from_first(model: nn.Module, device: torch.device) -> None:

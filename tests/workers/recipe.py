@@ -37,6 +37,7 @@ from hf_share.sites import stacks  # noqa: E402
 from hf_share.train.arguments import RunConfig, training_arguments  # noqa: E402
 from hf_share.train.distill import DistillTrainer  # noqa: E402
 from hf_share.train.early_exit import EarlyExitConfig, train_exits  # noqa: E402
+from hf_share.train.elastic import ElasticRunConfig, train_elastic  # noqa: E402
 from hf_share.train.finetune import FinetuneConfig, finetune  # noqa: E402
 from hf_share.train.finetune import main as finetune_main  # noqa: E402
 from hf_share.train.fsdp import blueprint, shard_tied, whole  # noqa: E402
@@ -147,8 +148,8 @@ def train(folder: Path, kind: str, way: str, processes: int) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def finetuned(place: Path, **numbers: Any) -> Any:
-    adapter = {"method": "share_lora", "r": 2, "target_modules": ["q_proj", "v_proj"]}
+def finetuned(place: Path, method: str, **numbers: Any) -> Any:
+    adapter = {"method": method, "r": 4, "target_modules": ["q_proj", "v_proj"]}
     return finetune(build("llama"), windows(), FinetuneConfig(adapter=adapter, **numbers))
 
 
@@ -177,6 +178,13 @@ def pretrained(place: Path, optimizer: str, output: str, **numbers: Any) -> Any:
     return tf.AutoModelForCausalLM.from_pretrained(output, dtype="float32").eval()
 
 
+def elastic(place: Path, sizes: Any, **numbers: Any) -> Any:
+    torch.manual_seed(3)
+    made = hf_share.share(build("llama"), hf_share.ElasticConfig(group_size=16, **sizes))
+    config = ElasticRunConfig(**numbers)
+    return train_elastic(made, windows(), build("llama"), config)
+
+
 def instructed(place: Path, **numbers: Any) -> Any:
     """Answers of unequal length, trained by TRL."""
     adapter = "{method: share_lora, r: 2, target_modules: all-linear}"
@@ -193,10 +201,13 @@ def windows() -> torch.Tensor:
 
 
 RECIPES = {
-    "finetune": finetuned,
+    "share_lora": partial(finetuned, method="share_lora"),
+    "mos": partial(finetuned, method="mos"),
     "full": partial(healed, train="full"),
     "adapter": partial(healed, train="adapter"),
     "exits": exits,
+    "bits": partial(elastic, sizes={"bits": [2, 3, 4]}),
+    "neurons": partial(elastic, sizes={"ffn": [0.5, 1.0]}),
     "muon": partial(pretrained, optimizer="muon"),
     "adamw": partial(pretrained, optimizer="adamw"),
     **({"instructed": instructed} if find_spec("trl") else {}),
