@@ -16,12 +16,22 @@ CONFIGS = ("config.json", "adapter_config.json")
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write `text`, ending in one newline, in place of what `path` held."""
+    """Write `text`, ending in one newline, to the disk and then in place of what `path` held."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(text.rstrip() + "\n", encoding="utf-8")
+    flush(part)
     return part.replace(path)
+
+
+def flush(path: str | os.PathLike) -> None:
+    """Bring what was written to a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def launch(tmp_path_factory) -> Path:
 
 
 def _write_texts(folder: Path) -> None:
-    documents = [f"{i} and {i % 7} make {i + i % 7}. " * 3 for i in range(200)]
+    documents = [f"{i} and {i % 7} make {i + i % 7}. " * 3 for i in range(600)]
     (folder / "text.txt").write_text("<|endoftext|>".join(documents))
     rows = [{"prompt": f"{i} and {i % 7}", "completion": f" make {i + i % 7}." * (i % 5)} for i in range(60)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -126,7 +126,7 @@ def test_what_was_saved_loads_in_one_process(kind, way, launch):
 
 NEEDS_TRL = pytest.mark.skipif(find_spec("trl") is None, reason="the extra hf_share[train] is not installed")
 ADAPTERS = ["share_lora", "mos"]
-RECIPES = [*ADAPTERS, "full", "adapter", "exits", "bits", "neurons", "muon", "adamw"]
+RECIPES = [*ADAPTERS, "streamed", "full", "cached", "adapter", "exits", "bits", "neurons", "muon", "adamw"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -137,10 +137,10 @@ def test_a_recipe_gives_back_the_whole_model(recipe, way, launch):
     # pretraining saves in bf16, and Muon computes in it: a rounding goes the other way here and there
     assert relative(one["logits"], two["logits"]) < {"muon": 5e-3, "adamw": 1e-3}.get(recipe, 1e-5)
     folder = launch / f"recipe-{recipe}-{way}"
-    if recipe in (*ADAPTERS, "instructed"):
+    if recipe in (*ADAPTERS, "instructed", "streamed"):
         torch.manual_seed(5)
         base: Any = build("llama")
-        if recipe == "instructed":
+        if recipe not in ADAPTERS:
             base = tf.AutoModelForCausalLM.from_pretrained(launch / "base")
         model = PeftModel.from_pretrained(base, folder)
     else:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from ..errors import CheckpointError
+from ..files import flush, write_text
 from .fsdp import fill, full
 
 
@@ -73,22 +73,6 @@ def drop_incomplete(folder: Path) -> list[Path]:
     return found
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name, bring it to the disk, and move it into place."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    _flush(part)
-    part.replace(path)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class Checkpoints(TrainerCallback):
     """Marks what Trainer saved as complete, then deletes what is older.
 
@@ -105,7 +89,8 @@ class Checkpoints(TrainerCallback):
         control.should_save |= control.should_training_stop and saves
         if control.should_save:
             control.should_evaluate |= args.eval_strategy != "no"
-        control.should_log |= control.should_save or control.should_evaluate
+        # the last step's too: what is not logged is not averaged over processes either
+        control.should_log |= control.should_save or control.should_evaluate or control.should_training_stop
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         best = math.inf if state.best_metric is None else state.best_metric
@@ -121,7 +106,7 @@ class Checkpoints(TrainerCallback):
             return
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARK)
         for path in files:
-            _flush(path)
+            flush(path)
         mark = {
             "step": state.global_step,
             "finished": control.should_training_stop,
@@ -129,8 +114,8 @@ class Checkpoints(TrainerCallback):
             **self.notes,
             "files": {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files},
         }
-        write_whole(checkpoint / MARK, json.dumps(mark, indent=1))
-        _flush(checkpoint)
+        write_text(checkpoint / MARK, json.dumps(mark, indent=1))
+        flush(checkpoint)
         best = Path(state.best_model_checkpoint or "").name
         for path in checkpoints(self.folder)[:-2]:
             if path.name != best:

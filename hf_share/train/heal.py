@@ -135,12 +135,14 @@ def heal(
     set_seed(config.seed)
     cached = getattr(model.config, "use_cache", True)
     student = _adapted(model, config) if config.train == "adapter" else _whole(model)
-    data, cache = _cached(as_rows(data), teacher, config)
+    args = training_arguments(
+        config, evaluates=validation is not None, ddp_find_unused_parameters=config.replace_start < 1.0
+    )
+    with args.main_process_first(local=False):  # it makes the cache, and the others read what that is of
+        data, cache = _cached(as_rows(data), teacher, config)
     trainer = DistillTrainer(
         model=student,
-        args=training_arguments(
-            config, evaluates=validation is not None, ddp_find_unused_parameters=config.replace_start < 1.0
-        ),
+        args=args,
         train_dataset=data,
         eval_dataset=as_rows(validation),
         teacher=teacher,

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from ..errors import ConfigError
+from ..files import write_text
 from .arguments import TextRun
 from .checkpoints import (
     Checkpoints,
@@ -27,7 +28,6 @@ from .checkpoints import (
     last_complete,
     load_finished,
     mark_of,
-    write_whole,
 )
 from .fsdp import blueprint, shard_tied, whole
 from .progress import Progress
@@ -140,7 +140,7 @@ def _found(trainer: Trainer, config: TextRun, folder: Path, settings: dict[str, 
         for path in drop_incomplete(folder):
             _say(trainer, f"left out, not written to its end: {path}")
         if last_complete(folder) is None:
-            write_whole(file, json.dumps(settings, indent=1))
+            write_text(file, json.dumps(settings, indent=1))
     trainer.accelerator.wait_for_everyone()
     found = last_complete(folder)
     if found is not None and file.exists():

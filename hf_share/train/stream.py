@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..files import write_text
 from ..rules import generator
-from .checkpoints import write_whole
 from .documents import Documents
 from .text import token_lists
 
@@ -103,7 +103,7 @@ class KeepPlace(TrainerCallback):
         if state.is_world_process_zero and self.stream.snapshots:
             rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_whole(folder / PLACE, json.dumps(self.stream.place(state.global_step * rows)))
+            write_text(folder / PLACE, json.dumps(self.stream.place(state.global_step * rows)))
 
 
 def read_place(stream: StreamedWindows, checkpoint: Path) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .checkpoints import write_whole
+from ..files import write_text
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ class TeacherCache:
 
 def _claim(file: Path, known: dict) -> None:
     if not file.exists():
-        return write_whole(file, json.dumps(known))
+        write_text(file, json.dumps(known))
+        return
     found = json.loads(file.read_text(encoding="utf-8"))
     if found != known:
         other = ", ".join(key for key in known if found.get(key) != known[key]) or "settings"

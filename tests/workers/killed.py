@@ -123,8 +123,8 @@ def second(place: Any, name: str, then: bool = False) -> None:
 POINTS: dict[str, Callable[[], None]] = {
     "before": lambda: second(checkpoints.Trainer, "save_model"),
     "optimizer": lambda: second(torch, "save"),
-    "mark": lambda: second(checkpoints, "write_whole"),
-    "after": lambda: second(checkpoints, "write_whole", then=True),
+    "mark": lambda: second(checkpoints, "write_text"),
+    "after": lambda: second(checkpoints, "write_text", then=True),
 }
 CASES = [("finetune", point) for point in POINTS]
 CASES += [(run, "optimizer") for run in RUNS if run != "finetune"] + [("stream", "after")]

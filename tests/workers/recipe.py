@@ -185,10 +185,17 @@ def elastic(place: Path, sizes: Any, **numbers: Any) -> Any:
     return train_elastic(made, windows(), build("llama"), config)
 
 
-def instructed(place: Path, **numbers: Any) -> Any:
-    """Answers of unequal length, trained by TRL."""
+def cached(place: Path, **numbers: Any) -> Any:
+    """What the teacher says is asked by both processes and kept in one place."""
+    cache = str(place) + "-cache"
+    return healed(place, train="full", teacher_cache=cache, **{**numbers, "steps": 6})
+
+
+def by_command(place: Path, text: str, streaming: bool = False, **numbers: Any) -> Any:
+    """Rows (answers of unequal length, trained by TRL) or a stream of text."""
     adapter = "{method: share_lora, r: 2, target_modules: all-linear}"
-    words = {"text": place.parent / "rows.jsonl", "context": 32, "adapter": adapter, **numbers}
+    words = {"text": place.parent / text, "context": 32, "adapter": adapter, **numbers}
+    words |= {"streaming": streaming, "eval_windows": 4}
     finetune_main([str(place.parent / "base"), *(f"--{k}={v}" for k, v in words.items())])
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -206,11 +213,13 @@ RECIPES = {
     "full": partial(healed, train="full"),
     "adapter": partial(healed, train="adapter"),
     "exits": exits,
+    "cached": cached,
+    "streamed": partial(by_command, text="text.txt", streaming=True),
     "bits": partial(elastic, sizes={"bits": [2, 3, 4]}),
     "neurons": partial(elastic, sizes={"ffn": [0.5, 1.0]}),
     "muon": partial(pretrained, optimizer="muon"),
     "adamw": partial(pretrained, optimizer="adamw"),
-    **({"instructed": instructed} if find_spec("trl") else {}),
+    **({"instructed": partial(by_command, text="rows.jsonl")} if find_spec("trl") else {}),
 }
 
 
