@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ def save_output(model: Any, tokenizer: Any, folder: str | Path, card: str = "") 
     """Save whole or not at all: a kill or a full disk leaves what was there before. Of several processes the
     first one writes.
     """
-    if not PartialState().is_main_process:
+    if not _is_first():
         return
     with filling(folder) as part:
         model.save_pretrained(part)
@@ -30,12 +31,19 @@ def save_output(model: Any, tokenizer: Any, folder: str | Path, card: str = "") 
             write_text(part / "README.md", card)
 
 
+def _is_first() -> bool:
+    """Whether this is the process that speaks and writes. Before a trainer is made, accelerate does not see
+    that there are others on CPUs, and only the launcher has said so.
+    """
+    return int(os.environ.get("RANK", "0")) == 0 and PartialState().is_main_process
+
+
 _said: ContextVar[list[dict[str, Any]] | None] = ContextVar("said", default=None)
 
 
 def say(*words: Any) -> None:
     """Print, from one process."""
-    if PartialState().is_main_process:
+    if _is_first():
         print(*words, flush=True)
     lines = _said.get()
     if lines is not None:
