@@ -17,21 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, VBLoRAConfig, VeraConfig, get_peft_model
+from peft import get_peft_model
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from ..errors import ConfigError, unknown
 from ..eval.perplexity import perplexity
-from ..methods.mos import MosConfig
-from ..methods.share_lora import ShareLoraConfig
 from ..train.settings import Settings
 from ..train.text import Windows, target_bytes, windows
 from .adapters_report import CLAIMS, FINAL, page
+from .arms import Arm, Makers
 from .cells import Cell, Results
 from .claims import longer
 from .rates import arm_cells, require_grid
@@ -69,40 +64,18 @@ class Config(Settings):
         return {"model": self.model, "data": self.data}
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to adapt: its budget, its config, and the learning rate its paper or library trains with."""
-
-    budget: str
-    rate: float
-    config: PeftConfig | None  # None trains the whole model
-
-
 def arms() -> dict[str, Arm]:
-    every = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-
-    def lora(r: int) -> LoraConfig:
-        return LoraConfig(r=r, lora_alpha=2 * r, **every)
-
-    def share(r: int) -> ShareLoraConfig:
-        return ShareLoraConfig(r=r, lora_alpha=2 * r, share="A", **every)
-
-    def mos(e: int, p: int, r: int) -> MosConfig:
-        return MosConfig(equivalent_rank=e, private_rank=p, r=r, lora_alpha=2 * r, **every)
-
-    def vblora(r: int) -> VBLoRAConfig:
-        return VBLoRAConfig(r=r, num_vectors=256, vector_length=16, save_only_topk_weights=True, **every)
-
+    make = Makers(target_modules="all-linear", task_type="CAUSAL_LM")
     return {
-        "LoRA r=1": Arm("A", 2e-4, lora(1)),
-        "ShareA r=2": Arm("A", 2e-4, share(2)),
-        "MoS e=1 p=0 r=4": Arm("A", 2e-4, mos(1, 0, 4)),
-        "VeRA r=317": Arm("A", 4e-3, VeraConfig(r=317, projection_prng_key=0, **every)),
-        "VB-LoRA r=6": Arm("A", 1e-3, vblora(6)),
-        "LoRA r=2": Arm("B", 2e-4, lora(2)),
-        "ShareA r=3": Arm("B", 2e-4, share(3)),
-        "MoS e=2 p=1 r=6": Arm("B", 2e-4, mos(2, 1, 6)),
-        "VB-LoRA r=14": Arm("B", 1e-3, vblora(14)),
+        "LoRA r=1": make.lora("A", 1),
+        "ShareA r=2": make.share("A", 2),
+        "MoS e=1 p=0 r=4": make.mos("A", 1, 0, 4),
+        "VeRA r=317": make.vera("A", 317),
+        "VB-LoRA r=6": make.vblora("A", 6),
+        "LoRA r=2": make.lora("B", 2),
+        "ShareA r=3": make.share("B", 3),
+        "MoS e=2 p=1 r=6": make.mos("B", 2, 1, 6),
+        "VB-LoRA r=14": make.vblora("B", 14),
         "full": Arm("-", 1e-4, None),
     }
 

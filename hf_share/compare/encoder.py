@@ -21,16 +21,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, VBLoRAConfig, VeraConfig, get_peft_model
+from peft import get_peft_model
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, set_seed
 
 from ..errors import ConfigError, unknown
-from ..methods.mos import MosConfig
-from ..methods.share_lora import ShareLoraConfig
 from ..train.settings import Settings
-from .adapters import Arm
+from .arms import Arm, Makers
 from .cells import Cell, Results
 from .encoder_report import page
 from .rates import arm_cells, require_grid
@@ -73,27 +71,16 @@ class Config(Settings):
 
 
 def arms() -> dict[str, Arm]:
-    every = {"target_modules": r".*encoder\.layer\..*\.(query|key|value|dense)"}
-
-    def lora(r: int) -> LoraConfig:
-        return LoraConfig(r=r, lora_alpha=2 * r, **every)
-
-    def share(r: int) -> ShareLoraConfig:
-        return ShareLoraConfig(r=r, lora_alpha=2 * r, share="A", **every)
-
-    def mos(e: int, p: int, r: int) -> MosConfig:
-        return MosConfig(equivalent_rank=e, private_rank=p, r=r, lora_alpha=2 * r, **every)
-
-    vblora = VBLoRAConfig(r=7, num_vectors=256, vector_length=16, save_only_topk_weights=True, **every)
+    make = Makers(target_modules=r".*encoder\.layer\..*\.(query|key|value|dense)")
     return {
-        "LoRA r=1": Arm("A", 2e-4, lora(1)),
-        "ShareA r=2": Arm("A", 2e-4, share(2)),
-        "MoS e=1 p=0 r=4": Arm("A", 2e-4, mos(1, 0, 4)),
-        "VeRA r=576": Arm("A", 4e-3, VeraConfig(r=576, projection_prng_key=0, **every)),
-        "VB-LoRA r=7": Arm("A", 1e-3, vblora),
-        "LoRA r=2": Arm("B", 2e-4, lora(2)),
-        "ShareA r=3": Arm("B", 2e-4, share(3)),
-        "MoS e=2 p=1 r=6": Arm("B", 2e-4, mos(2, 1, 6)),
+        "LoRA r=1": make.lora("A", 1),
+        "ShareA r=2": make.share("A", 2),
+        "MoS e=1 p=0 r=4": make.mos("A", 1, 0, 4),
+        "VeRA r=576": make.vera("A", 576),
+        "VB-LoRA r=7": make.vblora("A", 7),
+        "LoRA r=2": make.lora("B", 2),
+        "ShareA r=3": make.share("B", 3),
+        "MoS e=2 p=1 r=6": make.mos("B", 2, 1, 6),
         "full": Arm("-", 2e-5, None),
     }
 
