@@ -74,6 +74,7 @@ class Config(Settings):
 
 
 RATIOS = (0.9, 0.7, 0.5)
+FEW = {"fold, gates": (0.5,), "recursive": (0.7, 0.5)}  # arms that have no size of their own for each ratio
 ALSO = ("ShortGPT", "fold", "relaxed, SVD")  # compared where strict recursion with two loops stands, too
 STRICT = 0.58
 
@@ -99,7 +100,8 @@ def _cells(config: Config) -> Iterator[Cell]:
 def _points() -> Iterator[tuple[str, float]]:
     yield "dense", 1.0
     for arm in ("LaCo", *ARMS, *ATTENTION):
-        yield from ((arm, ratio) for ratio in (*RATIOS, *((STRICT,) if arm in ALSO else ())))
+        for ratio in (*FEW.get(arm, RATIOS), *((STRICT,) if arm in ALSO else ())):
+            yield arm, ratio
 
 
 def measure(
