@@ -5,9 +5,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import peft
+import psutil
 import pytest
 import torch
 import transformers as tf
@@ -70,6 +74,34 @@ def test_a_glob_chooses_cells_and_what_is_done_outlives_a_failure(tmp_path):
     with pytest.raises(ValueError, match="this cell fails"):
         run(lambda r: [*cells, bad], square, out)
     assert list(read(out)) == ["c/1", "c/2", "c/0"]
+
+
+def sleep(s):
+    Path(s["log"]).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+RUN = "import test_compare as t; t.run(lambda r: [t.Cell('c', {'log': 'pid'})], t.sleep, 'cells.jsonl')"
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_leaves_no_worker(tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", f"if __name__ == '__main__': {RUN}"]
+    parent = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    _wait(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    worker = int((tmp_path / "pid").read_text())
+    assert psutil.pid_exists(worker)
+    parent.kill()
+    parent.wait()
+    _wait(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
+
+
+def _wait(until) -> None:
+    end = time.monotonic() + 120
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 class Numbers:
