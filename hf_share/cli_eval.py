@@ -157,7 +157,8 @@ def _text(text: Path | None, lines: str | None) -> dict[str, Any]:
 
 def _lines(source: str) -> list[str]:
     if Path(source).is_file():
-        return Path(source).read_text(encoding="utf-8").splitlines(keepends=True)
+        with Path(source).open(encoding="utf-8") as rows:  # a row ends where the data set's reader ends it
+            return list(rows)
     from datasets import load_dataset
 
     place, _, name = source.partition(":")

@@ -13,10 +13,13 @@ import torch
 from helpers import stored
 from peft import PeftModel
 from promises import source
-from zoo import logits
+from zoo import build, logits
 
 from hf_share import ConfigError, MosConfig, ShareLoraConfig
+from hf_share.eval.causal import load_causal
+from hf_share.eval.perplexity import perplexity
 from hf_share.train.finetune import FinetuneConfig, finetune
+from hf_share.train.heal import HealConfig, heal
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -56,6 +59,41 @@ def test_validation_sees_windows_that_fill_no_batch(count, tmp_path):
     with torch.no_grad():
         loss = float(adapted(input_ids=held, labels=held).loss)
     assert state["best_metric"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_rows_that_fill_no_batch_are_refused(tmp_path):
+    config = FinetuneConfig(output=str(tmp_path), **{**SHORT, "batch": 65})
+    with pytest.raises(ConfigError, match="batch=65: the training text has 64 rows, which fill no batch"):
+        finetune(copy.deepcopy(source("llama")), WINDOWS, config)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_the_loss_is_of_the_tokens_that_are_predicted(arch, tmp_path):
+    """Validation in training equals the perplexity of the same windows, for GPT-2 as for Llama."""
+    numbers = {**SHORT, "steps": 1, "save_steps": 1, "eval_steps": 1}
+    config = HealConfig(output=str(tmp_path), train="full", **numbers)
+    held = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(1))
+    healed = heal(copy.deepcopy(source(arch)), WINDOWS, None, config, held)
+    state = json.loads((tmp_path / "checkpoints" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["best_metric"] == pytest.approx(perplexity(healed, held, progress=False).nll, rel=1e-5)
+
+
+def test_the_best_step_needs_checkpoints():
+    with pytest.raises(ConfigError, match="eval_steps=5 keeps the best step, which takes checkpoints"):
+        FinetuneConfig(eval_steps=5)
+
+
+@pytest.mark.parametrize("arch, message", [
+    ("bert", "is no causal language model but a BertForMaskedLM"),
+    ("headless", "does not hold 1 of its weights"),
+    ("gpt2", "context=128: the model has positions for 64 tokens"),
+])  # fmt: skip
+def test_models_that_cannot_learn_to_predict_are_refused(arch, message, tmp_path):
+    model = build("llama") if arch == "headless" else build(arch)
+    (model.model if arch == "headless" else model).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_causal(str(tmp_path), 128)
 
 
 def test_the_recipes_are_read():

@@ -99,6 +99,25 @@ def test_healing_with_replacement(train, tmp_path):
     assert distance(heal(student, windows, teacher, config)) < 0.7 * before
 
 
+def test_hidden_states_are_of_what_went_on_where_layers_are_replaced():
+    """One for each layer and the end, in the first pass and in later ones, when hooks collect them."""
+    student, teacher = pair("llama", group_size=2)
+    ids = torch.randint(3, 96, (2, 8), generator=torch.Generator().manual_seed(1))
+
+    def states(model):
+        with torch.no_grad():
+            return model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+
+    own, wanted = states(student), states(teacher)
+    with Replacement(student, teacher, **ALL).at(0):
+        for _ in range(2):
+            found = states(student)
+            assert len(found) == len(wanted) == 5
+            for one, other in zip(found, wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert (own[2] - wanted[2]).abs().max() > 1e-3
+
+
 def test_numbers_that_do_not_fit_are_refused(tmp_path):
     student, teacher = pair("llama", group_size=2)
     with pytest.raises(ConfigError, match="replace_start=0.0 must lie in"):

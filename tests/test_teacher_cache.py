@@ -110,6 +110,9 @@ def test_the_cache_of_others_is_refused(tmp_path):
     with torch.no_grad():
         two.model.norm.weight[0] += 1
     assert weights_name(one) == weights_name(copy.deepcopy(one)) != weights_name(two)
+    wide = hf_share.share(copy.deepcopy(one), hf_share.ElasticConfig(group_size=16))
+    names = {weights_name(hf_share.choose(wide, bits=bits)) for bits in (2, 3, 4)}
+    assert len(names) == 3, "one model at three widths is three teachers"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -23,6 +23,7 @@ from ..describe import describe
 from ..errors import ConfigError
 from ..filesize import file_size
 from ..hub.load import load_model, load_tokenizer, split_choice
+from .causal import on_device
 from .harness import TaskResult, task_results
 from .perplexity import Perplexity, text_perplexity
 from .report import Report
@@ -165,7 +166,7 @@ def _last(place: str) -> str:
 def _measure(name: str, given: Any, tokenizer: Any, ask: Ask) -> Measured:
     model, own = given, tokenizer
     if isinstance(given, str):
-        model, own = load_model(given, ask.dtype), tokenizer or load_tokenizer(given)
+        model, own = on_device(load_model(given, ask.dtype)), tokenizer or load_tokenizer(given)
     elif own is None and (ask.tasks or ask.text):
         own = load_tokenizer(getattr(model.config, "_name_or_path", "") or "")
     training = model.training

@@ -30,6 +30,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .causal import require_causal, require_length
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -105,6 +107,9 @@ def text_perplexity(
     Example:
         >>> print(text_perplexity(model, tokenizer, wikitext(lines)))  # doctest: +SKIP
     """
+    require_causal(model.config, type(model).__name__)
+    if window is not None:
+        require_length(model, window, "window")
     window = _window(model) if window is None else window
     stride = window if stride is None else stride
     if not 1 <= stride <= window or window < 2:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .causal import require_causal
+
 
 @torch.no_grad()
 def decode_speed(
@@ -28,6 +30,7 @@ def decode_speed(
         new: tokens that are decoded; fewer where the model's context ends before.
         clock: what counts the seconds, such as `time.process_time`.
     """
+    require_causal(model.config, type(model).__name__)
     if prompt is None:
         first = getattr(model.config, "bos_token_id", None)
         prompt = torch.tensor([[first if isinstance(first, int) else 0]])

@@ -57,6 +57,11 @@ class TextRun(Settings):
         for name in self.reporters():
             if name not in known:
                 raise unknown("report_to", name, known, ConfigError)
+        if self.eval_steps and not self.save_steps:
+            raise ConfigError(
+                f"eval_steps={self.eval_steps} keeps the best step, which takes checkpoints; give save_steps "
+                "or eval_steps=0"
+            )
         if self.eval_steps and self.save_steps % self.eval_steps:
             raise ConfigError(
                 f"save_steps={self.save_steps} must be a multiple of eval_steps={self.eval_steps}: what is "

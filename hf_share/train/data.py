@@ -82,7 +82,8 @@ def _split_stream(config: TextRun) -> Parts:
     if not train:
         raise ValueError(f"{config.text!r} has no text beyond {first} held-out documents; do not stream it")
     if config.eval_steps and config.validation_text:
-        validation = list(Documents(config.validation_text, config.column, config.separator))
+        other = Documents(config.validation_text, config.column, config.separator, pieces=True)
+        validation = take(other, size)
     return Parts(
         train=train, validation=validation, test=test, source=config.text, stream=stream, first=first
     )

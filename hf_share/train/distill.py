@@ -119,6 +119,15 @@ def _squares(pairs: Sequence[tuple[Tensor, Tensor]], labels: Tensor, count: Any)
     return total / count
 
 
+def _require_one_vocabulary(student: Any, teacher: Any) -> None:
+    sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (student, teacher)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the teacher has a vocabulary of {sizes[1]} tokens and the student one of {sizes[0]}; what a "
+            "teacher says of tokens is for a student with the same ones"
+        )
+
+
 class DistillTrainer(OwnCard, Trainer):
     """`transformers.Trainer` with a teacher. Without one it trains on cross-entropy alone.
 
@@ -155,6 +164,7 @@ class DistillTrainer(OwnCard, Trainer):
                 raise ConfigError(f"{name}={value} compares hidden states with a teacher's; give one")
             if value and cache is not None:
                 raise ConfigError(f"{name}={value} needs the teacher's hidden states; a cache has its logits")
+        _require_one_vocabulary(kwargs.get("model", args[0] if args else None), teacher)
         if cache is not None and divergence != KL:
             raise ConfigError("a cache of the teacher's logits goes with forward KL; leave out divergence")
         super().__init__(*args, **kwargs)

@@ -22,10 +22,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from ..elastic import choices, chosen
 from ..errors import ConfigError, Refused
+from ..eval.causal import load_causal, on_device
 from ..eval.perplexity import Perplexity, perplexity
 from ..sites import stacks
 from ..steps import Arrange
@@ -260,9 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = EarlyExitConfig.from_command_line(HELP, arguments)
     config.need_model("the recursive checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype="float32")
+    model = load_causal(config.model, config.context, dtype="float32")
     data = prepare(config, tokenizer, split(config))
-    before = exit_perplexities(model, data.test, progress=False)
-    model = train_exits(model, data.train, config, data.validation)
+    before = exit_perplexities(on_device(model), data.test, progress=False)
+    model = on_device(train_exits(model, data.train, config, data.validation))
     say(ExitReport(before, exit_perplexities(model, data.test, progress=False)))
     save_output(model, tokenizer, config.output)

@@ -29,11 +29,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from ..config import ShareConfig
 from ..elastic import choices, chosen
 from ..errors import ConfigError, unknown
+from ..eval.causal import load_causal, on_device
 from ..eval.perplexity import Perplexity, perplexity
 from ..importance import tokenize
 from ..modules import Share, Store
@@ -159,7 +160,8 @@ def load(config: ElasticRunConfig, tokenizer: Any = None, texts: Any = ()) -> tu
     Args:
         tokenizer, texts: for methods that measure the dense model.
     """
-    model, teacher = _read(config.model), config.asked["teacher"]
+    model = load_causal(config.model, config.context, dtype="float32")
+    teacher = config.asked["teacher"]
     if not config.structure:
         if not choices(model):
             raise ConfigError(
@@ -179,11 +181,8 @@ def load(config: ElasticRunConfig, tokenizer: Any = None, texts: Any = ()) -> tu
         model = share(model, asked, text)
     if teacher in (LARGEST, NONE):
         return model, None if teacher == NONE else LARGEST
-    return model, _read(config.model if teacher == DENSE else teacher)
-
-
-def _read(name: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+    named = config.model if teacher == DENSE else teacher
+    return model, load_causal(named, config.context, dtype="float32")
 
 
 def train_elastic(
@@ -265,9 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, teacher = load(config, tokenizer, parts.train)
     data = prepare(config, tokenizer, parts)
     size = target_bytes(tokenizer, data.test)
-    for name, found in perplexities(model, data.test, text_bytes=size):
+    for name, found in perplexities(on_device(model), data.test, text_bytes=size):
         say(f"before, {name}: {found}")
-    trained = train_elastic(model, data.train, teacher, config, data.validation)
+    trained = on_device(train_elastic(model, data.train, teacher, config, data.validation))
     for name, found in perplexities(trained, data.test, text_bytes=size):
         say(f"after,  {name}: {found}")
     save_output(trained, tokenizer, config.output)

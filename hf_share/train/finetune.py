@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, Trainer, set_seed
 
 from ..config import ShareConfig
 from ..errors import ConfigError
+from ..eval.causal import load_causal, on_device
 from ..eval.perplexity import perplexity
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = FinetuneConfig.from_command_line(HELP, arguments)
     config.need_model("the model to adapt")
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model = AutoModelForCausalLM.from_pretrained(config.model)
+    model = load_causal(config.model, config.context)
     rows = read_rows(config)
     adapted = _on_text(model, tokenizer, config) if rows is None else _on_rows(model, tokenizer, rows, config)
     save_output(adapted, tokenizer, config.output)
@@ -111,7 +112,7 @@ def _on_rows(model: PreTrainedModel, tokenizer: Any, rows: Rows, config: Finetun
 def _on_text(model: PreTrainedModel, tokenizer: Any, config: FinetuneConfig) -> PeftModel:
     data = prepare(config, tokenizer, split(config))
     size = target_bytes(tokenizer, data.test)
-    say("before:", perplexity(model, data.test, text_bytes=size))
-    adapted = finetune(model, data.train, config, data.validation)
+    say("before:", perplexity(on_device(model), data.test, text_bytes=size))
+    adapted = on_device(finetune(model, data.train, config, data.validation))
     say("after: ", perplexity(adapted, data.test, text_bytes=size))
     return adapted

@@ -18,10 +18,11 @@ from typing import Any, ClassVar
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from ..config import ShareConfig
 from ..errors import ConfigError, unknown
+from ..eval.causal import load_causal, on_device
 from ..eval.perplexity import perplexity
 from ..importance import tokenize
 from ..methods.share_lora import ShareLoraConfig
@@ -97,20 +98,16 @@ def load(config: HealConfig, tokenizer: Any = None, texts: Any = ()) -> tuple[An
     Args:
         tokenizer, texts: for methods that measure the dense model.
     """
-    model = _read(config.model)
-    teacher = _read(config.teacher) if config.teacher else None
+    model = load_causal(config.model, config.context, dtype="float32")
+    teacher = load_causal(config.teacher, config.context, dtype="float32") if config.teacher else None
     if config.structure:
         if attached(model) is not None:
             raise ConfigError(f"{config.model} is shared already; leave out structure to heal it as it is")
-        teacher = teacher or _read(config.model)
+        teacher = teacher or load_causal(config.model, dtype="float32")
         asked = config.structure_config()
         text = tokenize(tokenizer, texts[:64], config.context)[:16] if asked.uses_calibration else None
         model = share(model, asked, text)
     return model, teacher
-
-
-def _read(name: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(name, dtype="float32")
 
 
 def heal(
@@ -232,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say("no teacher is named (--teacher, the model it was made of): the text alone teaches")
     data = prepare(config, tokenizer, parts)
     size = target_bytes(tokenizer, data.test)
-    say("before:", perplexity(model, data.test, text_bytes=size))
-    healed = heal(model, data.train, teacher, config, data.validation)
+    say("before:", perplexity(on_device(model), data.test, text_bytes=size))
+    healed = on_device(heal(model, data.train, teacher, config, data.validation))
     say("after: ", perplexity(healed, data.test, text_bytes=size))
     save_output(healed, tokenizer, config.output)

@@ -56,7 +56,9 @@ class Replacement:
         handles = []
         for i in self.drawn(step):
             layer, block = self.pairs[i]
-            handles.append(layer.register_forward_hook(_stand_in(block), with_kwargs=True))
+            # before the hooks that collect hidden states, which then see what the next layer gets
+            hook = layer.register_forward_hook(_stand_in(block), with_kwargs=True, prepend=True)
+            handles.append(hook)
         try:
             yield
         finally:
@@ -92,7 +94,7 @@ def _stand_in(block: Sequence[nn.Module]) -> Any:
         named = dict(kwargs)
         hidden = args[0] if args else named.pop("hidden_states")
         for layer in block:
-            found = layer(hidden, *args[1:], **named)
+            found = layer.forward(hidden, *args[1:], **named)  # no hooks: its states are not the student's
             hidden = found[0] if isinstance(found, tuple) else found
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

@@ -32,6 +32,7 @@ from .run import run
 KINDS = {"chat": ("messages",), "instruction": ("prompt", "completion")}  # kind -> the columns it is known by
 LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 TEST, VALIDATION = 0.1, 0.05
+BLOCK = 1000  # rows of a stream that are shuffled together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def _may_hold_rows(config: Any) -> bool:
 
 def _load(config: Any) -> Any:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     path = Path(config.text)
     options = {"split": "train", "streaming": config.streaming}
@@ -74,7 +76,10 @@ def _load(config: Any) -> Any:
     if path.exists() and not files:
         return iter(())
     if path.exists():
-        return load_dataset(LOADERS[files[0].suffix], data_files=[str(p) for p in files], **options)
+        try:
+            return load_dataset(LOADERS[files[0].suffix], data_files=[str(p) for p in files], **options)
+        except DatasetsError as error:
+            raise ConfigError(f"{config.text!r} cannot be read: {error.__cause__ or error}") from error
     name, _, configuration = config.text.partition(":")
     try:
         return load_dataset(name, configuration or None, **options)
@@ -112,7 +117,15 @@ def _split_stream(data: Any, config: Any) -> tuple[Any, Any, Any]:
     held = list(itertools.islice(iter(data), 2 * size))
     if len(held) < 2 * size:
         raise ConfigError(f"a stream of {len(held)} rows has none beyond eval_windows={size} twice")
-    return Dataset.from_list(held[:size]), Dataset.from_list(held[size:]), data.skip(2 * size)
+    train = _endless(data.skip(2 * size), config.seed)
+    return Dataset.from_list(held[:size]), Dataset.from_list(held[size:]), train
+
+
+def _endless(data: Any, seed: int) -> Any:
+    """A stream of rows round and round, shuffled in blocks: where a pass over them ended, batches would be
+    short, and a resumed run would be at another place.
+    """
+    return data.shuffle(seed=seed, buffer_size=BLOCK).repeat(None)
 
 
 def trl() -> Any:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
@@ -56,8 +57,15 @@ class StopAfter(TrainerCallback):
         self.start = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.limit and self.seconds() > self.limit:
+        if self.limit and self._is_over(args):
             control.should_training_stop = True
+
+    def _is_over(self, args: Any) -> bool:
+        """By the clock of the first process: one that stops alone leaves the others waiting."""
+        over = torch.tensor(self.seconds() > self.limit, device=args.device)
+        if args.world_size > 1:
+            torch.distributed.broadcast(over, src=0)
+        return bool(over)
 
 
 def run(trainer: Trainer, config: TextRun, data: Any = None) -> Any:
@@ -69,7 +77,9 @@ def run(trainer: Trainer, config: TextRun, data: Any = None) -> Any:
     Returns:
         The trained model, whole in each process, of however many it was trained by.
     """
+    _require_a_batch(trainer)
     _measure_all_rows(trainer)
+    trainer._loss_shifts_labels = True  # what Trainer counts is what the loss is of, for GPT-2 as for Llama
     twin = blueprint(trainer)
     _run(trainer, config, data)
     return whole(trainer, twin)
@@ -97,6 +107,18 @@ def _run(trainer: Trainer, config: TextRun, data: Any) -> None:
     if found:
         _say(trainer, f"going on from step {mark['step']}: {found}")
     _train(trainer, found)
+
+
+def _require_a_batch(trainer: Trainer) -> None:
+    """Trainer makes no step, and no error, where the rows fill no batch."""
+    rows: Any = trainer.train_dataset
+    batch, processes = trainer.args.train_batch_size, trainer.args.world_size
+    if hasattr(rows, "__len__") and len(rows) < batch * processes:
+        each = f" on each of {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"batch={batch}{each}: the training text has {len(rows)} rows, which fill no batch; take a "
+            "smaller batch, a shorter context or more text"
+        )
 
 
 def _measure_all_rows(trainer: Trainer) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..files import write_text
+from ..ties import attached
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,14 @@ def _claim(file: Path, known: dict) -> None:
 
 
 def weights_name(model: nn.Module) -> str:
-    """A short name of a model's weights: it differs where names, shapes or first numbers differ."""
+    """A short name of a model's weights: it differs where its plan, the choices made in it, names, shapes or
+    any of some thousand numbers of a tensor, taken from all over it, differ.
+    """
     digest = hashlib.sha256()
+    record = attached(model)
+    digest.update(record.plan.to_json().encode() if record is not None else b"")
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten()[:64].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        some = tensor.detach().flatten()[:: tensor.numel() // 4096 + 1].cpu().contiguous()
+        digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

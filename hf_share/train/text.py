@@ -161,8 +161,9 @@ def _at_most(documents: Iterator[str], max_bytes: int) -> list[str]:
     taken, size = [], 0
     for document in documents:
         if document.strip():
-            taken.append(document)
-            size += len(document.encode())
+            raw = document.encode()[: max_bytes - size]  # of a document that passes it, its beginning
+            taken.append(raw.decode(errors="ignore"))
+            size += len(raw)
         if size >= max_bytes:
             break
     return taken
