@@ -98,7 +98,7 @@ class Kept:
 
     def __init__(self, rules: Sequence[Rule], stored: Iterable[Tensor], value: Any):
         self.rules, self.value = list(rules), value
-        self.seen = [(weakref.ref(t), t._version) for t in stored]
+        self.seen = [(weakref.ref(t), _state(t)) for t in stored]
 
     def holds(self, rules: Sequence[Rule], stored: Iterable[Tensor]) -> bool:
         """False once a rule or a tensor is another one, or a tensor has been written to."""
@@ -106,8 +106,21 @@ class Kept:
         return (
             len(now) == len(self.seen)
             and all(a is b or a == b for a, b in zip(self.rules, rules, strict=True))
-            and all(ref() is t and v == t._version for (ref, v), t in zip(self.seen, now, strict=True))
+            and all(ref() is t and v == _state(t) for (ref, v), t in zip(self.seen, now, strict=True))
         )
+
+
+def _state(tensor: Tensor) -> Any:
+    """What of a tensor differs once it is written to, moved, or given other data (`.to`, `.data = ...`);
+    never equal to itself for one made in inference mode, which does not count writes.
+    """
+    if tensor.is_inference():
+        return object()
+    try:
+        place = tensor.data_ptr()
+    except RuntimeError:  # a tensor of parts, or of no memory
+        place = 0
+    return tensor._version, place, tensor.dtype, tensor.device
 
 
 def trains_or_compiles() -> bool:

@@ -124,15 +124,21 @@ def check_active(model: nn.Module, step: Arrange) -> None:
     for name in place[0] if place is not None else ():
         config = getattr(config, name)
     kinds = getattr(config, "layer_types", None) or ()
-    if len(kinds) != len(step.order):
-        return
-    for position, depth in enumerate(step.running):
+    alike = len(kinds) == len(step.order)
+    for position, depth in enumerate(step.running) if alike else ():
         if kinds[depth] != kinds[position]:
             raise Refused(
                 f"stack {step.stack!r}: with {_told(step)} depth {depth} ({kinds[depth]}) would run as "
                 f"layer {position}, and the model would give it the attention mask of {kinds[position]}; "
                 "choose another number, or an order in which the kinds of layers stay in step"
             )
+    firsts = {0} | ({kinds.index(kind) for kind in set(kinds)} if alike else set())
+    lost = sorted(firsts - set(step.running))
+    if lost:
+        raise Refused(
+            f"stack {step.stack!r}: with {_told(step)} depth {lost[0]} does not run, and it is by its slot "
+            "that a cache counts what was read; take the first layer of each kind out of drops"
+        )
 
 
 def _told(step: Arrange) -> str:

@@ -24,6 +24,7 @@ from transformers import AutoConfig, PretrainedConfig
 from .cut import cut_rules, cuts, require_prefixes
 from .elastic import bindings, choose, narrowed
 from .errors import ConfigError
+from .guards import require_whole
 from .lanes import Lanes
 from .modules import Share, Store
 from .plan import SharePlan
@@ -45,6 +46,7 @@ def extract(model: nn.Module, **settings: Any) -> nn.Module:
     record = attached(model)
     if record is None or hasattr(model, "peft_config"):
         raise ConfigError("extract takes an elastic model that hf_share.share made, without adapters on it")
+    require_whole(model)
     choose(model, **settings)
     plan = narrowed(record.plan)
     if plan == record.plan:

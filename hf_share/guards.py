@@ -25,6 +25,20 @@ LEAST_COSINE = 0.999
 _OF_ACTIVATIONS = ("act_quant_kwargs", "activation_quantization", "input_quant_func")  # torchao's tensors
 
 
+def require_whole(model: nn.Module) -> None:
+    """Raise `Refused` for a model some of whose weights accelerate keeps elsewhere (`device_map` with "cpu"
+    or "disk"): they are put in for each pass and looked up by their old names, so a change of them is lost.
+    """
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        hooks = getattr(hook, "hooks", (hook,))
+        if any(getattr(h, "offload", False) for h in hooks) and any(p.is_meta for p in module.parameters()):
+            raise Refused(
+                f"{name or type(model).__name__} is offloaded (device_map), and what is changed in such a "
+                "model is lost; load it whole: device_map=None, in the memory of the CPU"
+            )
+
+
 def ready_to_train(model: nn.Module) -> None:
     """Keep 4-bit weights as they are, and refuse weights that gradients do not come through.
 

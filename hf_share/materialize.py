@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from . import arrange as _arrange
 from . import depths
 from .errors import Refused
+from .guards import require_whole
 from .modules import Share, SharedLinear, ZeroSublayer, add_share, limit_inputs, linear_weight
 from .per_layer import cut_by_layer
 from .plain_lanes import make_lanes_plain
@@ -48,6 +49,7 @@ def materialize(model: nn.Module, dequantize: bool = False, per_layer: bool = Fa
         raise Refused(
             "this model carries adapters; merge_and_unload() gives the plain model with them merged in"
         )
+    require_whole(model)
     if getattr(model, "hf_quantizer", None) is not None:
         if not dequantize:
             raise Refused(

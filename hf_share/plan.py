@@ -26,7 +26,7 @@ from .steps import STEPS, Arrange, Generate, Insert, Step, build_step, require_k
 
 
 VERSION = 1
-MAX_BYTES = 65536  # a plan for a 7B shape fits; a larger one carries data that belongs in a tensor
+MAX_BYTES = 1 << 20  # ten times what 126 layers need; a larger one carries data that belongs in a tensor
 FORMS = ("source", "checkpoint")
 
 

@@ -83,6 +83,10 @@ def checked(rows: Any, where: str) -> list[dict[str, Any]]:
                 raise unknown(f"key of subnet {row['name']!r}", key, KEYS, CheckpointError)
         if not isinstance(row.get("choices"), Mapping):
             raise CheckpointError(f"{where}: subnet {row['name']!r} has no choices")
+        for key in ("bytes", "mean_bits", "nll"):
+            value = row.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise CheckpointError(f"{where}: {key} of subnet {row['name']!r} is {value!r}, not a number")
     return sorted(rows, key=lambda row: row.get("bytes") or 0)
 
 

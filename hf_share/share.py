@@ -14,6 +14,7 @@ from .attach import attach
 from .config import ShareConfig
 from .errors import ConfigError, Refused, unknown
 from .fit import build
+from .guards import require_whole
 from .hub.layer import ShareLayer
 from .hub.record import record_plan
 from .hub.tuner import drop_adapter_stores, is_structural
@@ -43,6 +44,7 @@ def share(model: nn.Module, config: ShareConfig | SharePlan, calibration: Any = 
         raise ConfigError(
             "this model carries adapters; merge them first, or use hf_share.compressed(peft_model)"
         )
+    require_whole(model)
     if isinstance(config, SharePlan):
         plan = config
     elif isinstance(config, ShareConfig):

@@ -70,7 +70,8 @@ def depth_step(model: nn.Module, numbers: Sequence[int], order: str, calibration
     ((path, stack),) = found.items()
     if max(numbers) > stack.depth:
         raise ConfigError(f"depth is {list(numbers)}; this model has {stack.depth} layers")
-    free = [depth for depth in reversed(range(stack.depth)) if depth not in stack.owners]
+    # the first layer stays: it is by its slot of the cache that models count what they have read
+    free = [depth for depth in reversed(range(1, stack.depth)) if depth not in stack.owners]
     scores = None
     if order == "activation":
         scores = tuple(block_influence(model, calibration, path))

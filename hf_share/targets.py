@@ -45,6 +45,7 @@ def select(model: nn.Module, config: Any) -> list[Site]:
     if targets == ALL_LINEAR:
         head = _head(model)
         wanted = [s for s in every if s.part is None and s.kind in ADDABLE and s.module != head]
+        wanted = [s for s in wanted if _in_layers(config, s)]
         found = [s for s in wanted if _passes(config, prefix(model) + s.module, None)]
     else:
         found = [s for s in every if _hit(model, config, s, targets)]
@@ -71,10 +72,18 @@ class _Pattern:
 def _hit(model: nn.Module, config: Any, site: Site, targets: Any) -> bool:
     path = prefix(model) + site.module
     if isinstance(targets, str):
-        return (":" in targets) == (site.part is not None) and _passes_string(config, path, site, targets)
+        right = (":" in targets) == (site.part is not None) and _in_layers(config, site)
+        return right and _passes_string(config, path, site, targets)
     part = site.part.name if site.part else None
     own = [t.partition(":")[0] for t in targets if (t.partition(":")[2] or None) == part]
     return bool(own) and _passes(config, path, own)
+
+
+def _in_layers(config: Any, site: Site) -> bool:
+    """peft's matcher looks at `layers_to_transform` where targets are a list; it counts for a string, too."""
+    layers = config.layers_to_transform
+    wanted = [layers] if isinstance(layers, int) else layers
+    return not wanted and layers != 0 or site.depth in wanted
 
 
 def _passes_string(config: Any, path: str, site: Site, pattern: str) -> bool:

@@ -268,7 +268,7 @@ def _guard_place(base: nn.Module, scope: str, found: Iterable[str]) -> str | Non
         ("norm" not in type(module).__name__.lower(), p.numel(), f"{path}.{leaf}" if path else leaf)
         for path, module in base.named_modules()
         for leaf, p in module._parameters.items()
-        if p is not None and p.numel() > 1 and p.is_floating_point()
+        if p is not None and p.numel() > 1 and p.is_floating_point() and "share" not in path.split(".")
     ]
     outside = [r for r in ranked if not f"{r[2]}.".startswith(layers)]
     beside = [r for r in outside if r[2].startswith(scope)]

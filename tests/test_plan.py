@@ -277,7 +277,7 @@ def test_a_plan_that_cannot_be_plain_json_is_refused_where_it_is_made():
 
 
 def test_the_largest_plan():
-    sites = tuple(f"layers.{i}.{'x' * 200}" for i in range(400))
+    sites = tuple(f"layers.{i}.{'x' * 3000}" for i in range(400))
     with pytest.raises(PlanError, match=f"at most {MAX_BYTES} bytes"):
         SharePlan.from_json(json.dumps(_generate(sites=sites)))
     with pytest.raises(PlanError, match=f"at most {MAX_BYTES} bytes"):

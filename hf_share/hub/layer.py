@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..binding import Binding, private_names
 from ..errors import Refused
-from ..modules import Share, own_of
+from ..modules import Share, SharedLinear, own_of
 from ..peft_type import PREFIX
 from ..rules import Rule
 from ..sites import Site
@@ -271,6 +271,7 @@ class ShareLayer(nn.Module, ShareTunerLayer):
         merged = [*self.merged_adapters, *names]
         self._require_own_weight()
         self._restore()
+        self.merged_adapters = []  # until the new weight is there: it may be refused below
         base = self.get_base_weight()
         weight = base.float() if not base.dtype.is_floating_point or base.element_size() < 4 else base.clone()
         owner = self._owner(merged)
@@ -296,6 +297,11 @@ class ShareLayer(nn.Module, ShareTunerLayer):
     def _require_own_weight(self) -> None:
         """A map of the compressed base is a function of the base's weight, not of a merged one."""
         share = self.get_base_layer()._modules.get("share")
+        if isinstance(self.get_base_layer(), SharedLinear):
+            raise Refused(
+                "merge: the base stores no weight here that one could be merged into, but makes it from what "
+                "it shares. Use hf_share.compressed(model), or materialize the base before adapters are added"
+            )
         for binding in getattr(share, "bindings", ()):
             if binding.rule.kind == "map":
                 raise Refused(

@@ -50,6 +50,12 @@ def to_lora(
         Refused: if a rule is not low-rank, or a plan changes what the base is.
     """
     adapted = hasattr(model, "peft_config")
+    if adapted and getattr(model.peft_config.get(adapter_name), "modules_to_save", None):
+        raise Refused(
+            f"adapter {adapter_name!r} trained whole modules, too "
+            f"({', '.join(model.peft_config[adapter_name].modules_to_save)}), which a LoRA made here would "
+            "lose; use merge_and_unload(), which keeps them"
+        )
     factors: dict[str, list[Scaled]] = {}
     transposed = []
     for name, base, bindings, formed in _adapter(model, adapter_name) if adapted else _deltas(model):

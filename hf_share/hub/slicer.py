@@ -43,7 +43,8 @@ from ..ties import attached
 
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-BESIDE = ("*token*", "*.model", "vocab*", "merges.txt", "generation_config.json", "special_tokens_map.json")
+BESIDE = ("*token*", "*.model", "vocab*", "merges.txt", "generation_config.json", "special_tokens_map.json",
+          "chat_template*", "*processor*config.json")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,13 @@ def _files(home: Path) -> dict[str, Path]:
     where: dict[str, Path] = {}
     if (home / INDEX).is_file():
         index = json.loads((home / INDEX).read_text(encoding="utf-8"))
-        return {key: home / file for key, file in index["weight_map"].items()}
+        found = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+            raise CheckpointError(f"{home / INDEX} does not say which file holds which tensor")
+        for file in set(found.values()):
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise CheckpointError(f"{home / INDEX} names {file!r}, which is no weight file beside it")
+        return {key: home / file for key, file in found.items()}
     if not (home / WEIGHTS).is_file():
         raise CheckpointError(f"{home} holds no {WEIGHTS}")
     with safe_open(home / WEIGHTS, framework="pt") as f:
