@@ -91,7 +91,7 @@ def test_merging_into_what_is_made_is_refused_by_name():
         model.merge_adapter()
 
 
-@pytest.mark.filterwarnings("ignore:Already following:UserWarning")
+@pytest.mark.filterwarnings("ignore:Already:UserWarning")
 def test_a_merge_that_is_refused_leaves_the_layer_unmerged():
     config = ShareLoraConfig(target_modules=["q_proj"], init_weights=False)
     model = get_peft_model(copy.deepcopy(source("llama")), config, adapter_name="one").eval()
