@@ -79,6 +79,13 @@ def test_the_loss_is_of_the_tokens_that_are_predicted(arch, tmp_path):
     assert state["best_metric"] == pytest.approx(perplexity(healed, held, progress=False).nll, rel=1e-5)
 
 
+def test_an_option_without_a_value_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        FinetuneConfig.from_command_line(None, ["model", "--output"])
+    assert "--output needs a value, of type str" in capsys.readouterr().err
+    assert FinetuneConfig.from_command_line(None, ["model", "--resume"]).resume
+
+
 def test_the_best_step_needs_checkpoints():
     with pytest.raises(ConfigError, match="eval_steps=5 keeps the best step, which takes checkpoints"):
         FinetuneConfig(eval_steps=5)

@@ -11,6 +11,7 @@ choice of the best step are as for plain text. TRL is an extra: pip install 'hf_
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -140,6 +141,17 @@ def trl() -> Any:
     return package
 
 
+def _name(text: str) -> str:
+    """Of a file, its name and what is in it, so that a run does not go on with other rows."""
+    if not Path(text).is_file():
+        return text
+    digest = hashlib.sha256()
+    with Path(text).open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return f"{text} {digest.hexdigest()[:16]}"
+
+
 class Named:
     """What a set of rows is called, for the check that checkpoints are of the same data."""
 
@@ -169,7 +181,7 @@ def finetune_rows(
     trainer.eval_dataset = prepared.get("validation")
     test = DataLoader(prepared["test"], config.batch, collate_fn=trainer.data_collator)
     before = learnt_loss(model, test)
-    trained = run(trainer, config, Named(config.text))
+    trained = run(trainer, config, Named(_name(config.text)))
     _give_back(trained.get_base_model(), forward)
     return trained, before, learnt_loss(trained, test)
 

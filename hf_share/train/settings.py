@@ -117,16 +117,16 @@ def _table(settings: type[Settings]) -> str:
     return "\n".join(rows)
 
 
-def _overrides(settings: type[Settings], words: Sequence[str]) -> dict[str, str]:
+def _overrides(settings: type[Settings], words: Sequence[str]) -> dict[str, Any]:
     first: dict[str, str] = {}
     if words and not words[0].startswith("-") and "model" in kinds(settings):
         first, words = {"model": words[0]}, words[1:]
     return {**first, **parse_overrides(["--output" if word == "-o" else word for word in words])}
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """`["--steps", "10", "--resume"]` -> `{"steps": "10", "resume": "true"}`; `--steps=10` works too."""
-    found: dict[str, str] = {}
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`["--steps", "10", "--resume"]` -> `{"steps": "10", "resume": True}`; `--steps=10` works too."""
+    found: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -134,7 +134,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"{word!r} has no key; options are given as --key value")
         key, equals, value = word[2:].partition("=")
         if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else True
         found[key.replace("-", "_")] = value
     return found
 
@@ -152,6 +152,8 @@ def cast(name: str, value: Any, kind: type) -> Any:
             return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError):
             pass
+    if value is True:  # an option without a value
+        raise ConfigError(f"--{name} needs a value, of type {kind.__name__}")
     raise ConfigError(f"{name}={value!r} is not of type {kind.__name__}")
 
 
