@@ -15,7 +15,16 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from . import cli_diff, cli_eval, cli_export, cli_plan, cli_search, cli_share, cli_slice, cli_train
+from . import (
+    cli_diff,
+    cli_eval,
+    cli_export,
+    cli_plan,
+    cli_search,
+    cli_share,
+    cli_slice,
+    cli_train,
+)
 from .cli_common import (
     AsJson,
     Dtype,
@@ -34,8 +43,26 @@ from .cli_common import (
 
 app = typer.Typer(
     help="Weight sharing and compression for Hugging Face models.", no_args_is_help=True,
-    add_completion=False, rich_markup_mode="rich",
+    add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(sys.modules["hf_share"].__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_version, is_eager=True, help="The version, and nothing else.")
+]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Weight sharing and compression for Hugging Face models."""
+
+
 app.command()(cli_plan.plan)
 app.command()(cli_search.search)
 app.add_typer(cli_train.app, name="train")

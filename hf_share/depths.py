@@ -132,7 +132,7 @@ def check_active(model: nn.Module, step: Arrange) -> None:
                 f"layer {position}, and the model would give it the attention mask of {kinds[position]}; "
                 "choose another number, or an order in which the kinds of layers stay in step"
             )
-    firsts = {0} | ({kinds.index(kind) for kind in set(kinds)} if alike else set())
+    firsts = {0} | {kinds.index(kinds[depth]) for depth in step.running if alike}
     lost = sorted(firsts - set(step.running))
     if lost:
         raise Refused(

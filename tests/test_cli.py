@@ -79,3 +79,7 @@ def test_help_names_every_option():
     options = "--removal-rate --remove --group-size --groups --parent --stack --plan --json"
     for option in options.split():
         assert option in text
+
+
+def test_the_version():
+    assert run("--version").strip() == hf_share.__version__

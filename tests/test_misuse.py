@@ -15,9 +15,20 @@ from promises import source
 from zoo import build, inputs, logits
 
 import hf_share
-from hf_share import CheckpointError, FoldConfig, MosConfig, PlanError, Refused, ShareLoraConfig, SharePlan
+from hf_share import (
+    CheckpointError,
+    ConfigError,
+    FoldConfig,
+    MosConfig,
+    PlanError,
+    Refused,
+    ShareLoraConfig,
+    SharePlan,
+)
 from hf_share.elastic import choose
+from hf_share.hub.load import split_choice
 from hf_share.hub.slicer import slice_checkpoint
+from hf_share.search.latency import latency_cost
 from hf_share.steps import Arrange
 
 
@@ -128,3 +139,10 @@ def test_a_plan_too_large_to_be_read_again_is_not_made(monkeypatch):
     monkeypatch.setattr("hf_share.attach.MAX_BYTES", 200)
     with pytest.raises(PlanError, match="a plan has at most 200 bytes of JSON"):
         hf_share.share(build("llama"), hf_share.ElasticConfig(group_size=16))
+
+
+def test_words_and_tables_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match=r"'\[1' in 'small@loops=\[1' is no value"):
+        split_choice("small@loops=[1")
+    with pytest.raises(ConfigError, match="a latency table is .site: .option: milliseconds"):
+        latency_cost([], [1])

@@ -96,7 +96,10 @@ def split_choice(name: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise ConfigError(f"{pair!r} of {name!r} is not a choice such as loops=1")
-        settings[key] = yaml.safe_load(value)
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{value!r} in {name!r} is no value; write loops=1 or quant=nf4") from None
     return place, settings
 
 

@@ -33,6 +33,9 @@ Latencies = Mapping[str, Any]  # {"rest": ms, site: {option: ms, ...}, ...}
 
 def latency_cost(decisions: Sequence[Decision], table: Latencies) -> Cost:
     """The cost in milliseconds that a table says; options may be the strings that JSON makes of numbers."""
+    rows = [table.get(d.name, {}) for d in decisions] if isinstance(table, Mapping) else [None]
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise ConfigError("a latency table is {site: {option: milliseconds}}, as measure_latency makes it")
     options = []
     for d in decisions:
         row = {str(option): ms for option, ms in dict(table.get(d.name, {})).items()}
