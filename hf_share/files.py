@@ -19,7 +19,7 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write `text`, ending in one newline, to the disk and then in place of what `path` held."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process: another may write it, too
     part.write_text(text.rstrip() + "\n", encoding="utf-8")
     flush(part)
     return part.replace(path)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def test_an_option_without_a_value_is_refused(capsys):
         FinetuneConfig.from_command_line(None, ["model", "--output"])
     assert "--output needs a value, of type str" in capsys.readouterr().err
     assert FinetuneConfig.from_command_line(None, ["model", "--resume"]).resume
+
+
+def test_a_model_is_not_written_over(tmp_path):
+    build("llama").save_pretrained(tmp_path / "model")
+    model = str(tmp_path / "model")
+    with pytest.raises(ConfigError, match="is what the run starts from; name another folder"):
+        FinetuneConfig(model=model, output=model).need_model("the model")
+    other = FinetuneConfig(model="other", output=model, **SHORT)
+    with pytest.raises(ConfigError, match="holds a model that no such run made"):
+        other.need_model("the model")
+    dataclasses.replace(other, resume=False).need_model("the model")
+    finetune(copy.deepcopy(source("llama")), WINDOWS, other)  # from here on it is a folder of such a run
+    other.need_model("the model")
 
 
 def test_the_best_step_needs_checkpoints():

@@ -18,7 +18,11 @@ from transformers import TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 from ..errors import ConfigError, unknown
+from ..files import CONFIGS
 from .settings import Settings
+
+
+SETTINGS = "settings.json"  # in the folder of checkpoints: what the run was
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,23 @@ class TextRun(Settings):
                 "saved is measured"
             )
 
+    def need_output(self) -> None:
+        """Refuse to write over a model that is no earlier result of such a run."""
+        given = [getattr(self, name, "") for name in ("model", "teacher")]
+        if any(name and Path(name).resolve() == Path(self.output).resolve() for name in given):
+            raise ConfigError(f"output={self.output} is what the run starts from; name another folder")
+        holds = any((Path(self.output) / name).is_file() for name in CONFIGS)
+        if holds and self.resume and not (self.checkpoints / SETTINGS).is_file():
+            raise ConfigError(
+                f"output={self.output} holds a model that no such run made; name another folder, or say "
+                "--resume false to write over it"
+            )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints and the settings of the run lie."""
+        return Path(self.output) / "checkpoints"
+
     @property
     def peak(self) -> float:
         """The learning rate's peak."""
@@ -84,16 +105,17 @@ class RunConfig(TextRun):
     model: str = ""
 
     def need_model(self, what: str) -> None:
-        """Refuse to run without a model; a recipe's file may leave it to the command line."""
+        """Refuse to run without a model, which a recipe's file may leave to the command line, or over one."""
         if not self.model:
             raise ConfigError(f"--model names {what}")
+        self.need_output()
 
 
 def common_arguments(config: TextRun, evaluates: bool) -> dict[str, Any]:
     """What every run asks of Trainer; older checkpoints are deleted by `Checkpoints`."""
     best = evaluates and config.eval_steps > 0
     return {
-        "output_dir": str(Path(config.output) / "checkpoints"),
+        "output_dir": str(config.checkpoints),
         "max_steps": config.steps,
         "per_device_train_batch_size": config.batch,
         "per_device_eval_batch_size": config.batch,

@@ -184,6 +184,7 @@ class Pretrained(Perplexity):
 
 def pretrain(config: PretrainConfig) -> Pretrained:
     """Trains, saves model, tokenizer and README to `config.output`, measures them on held-out text."""
+    config.need_output()
     parts = split(config)
     tokenizer = train_tokenizer(parts.train, vocab_size=config.vocab_size, context=config.context)
     data = prepare(config, tokenizer, parts)

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from ..errors import ConfigError
 from ..files import write_text
-from .arguments import TextRun
+from .arguments import SETTINGS, TextRun
 from .checkpoints import (
     Checkpoints,
     Restore,
@@ -88,7 +88,7 @@ def run(trainer: Trainer, config: TextRun, data: Any = None) -> Any:
 def _run(trainer: Trainer, config: TextRun, data: Any) -> None:
     folder = Path(trainer.args.output_dir)
     settings = _settings(config, trainer.train_dataset if data is None else data)
-    found = _found(trainer, config, folder, settings) if config.save_steps else None
+    found = _found(trainer, config, folder, settings)
     mark = (mark_of(found) or {}) if found else {}
     length = {"steps": config.steps, "minutes": config.minutes}
     if found and (mark["step"] >= config.steps or mark["finished"] and length.items() <= mark.items()):
@@ -153,7 +153,7 @@ def _train(trainer: Trainer, found: Path | None) -> None:
 
 def _found(trainer: Trainer, config: TextRun, folder: Path, settings: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from. The first process clears away what does not count."""
-    file = folder / "settings.json"
+    file = folder / SETTINGS
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         if not config.resume:
@@ -164,7 +164,7 @@ def _found(trainer: Trainer, config: TextRun, folder: Path, settings: dict[str, 
         if last_complete(folder) is None:
             write_text(file, json.dumps(settings, indent=1))
     trainer.accelerator.wait_for_everyone()
-    found = last_complete(folder)
+    found = last_complete(folder) if config.save_steps else None
     if found is not None and file.exists():
         _agree(json.loads(file.read_text(encoding="utf-8")), settings, folder)
     return found
