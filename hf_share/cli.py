@@ -15,16 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from . import (
-    cli_diff,
-    cli_eval,
-    cli_export,
-    cli_plan,
-    cli_search,
-    cli_share,
-    cli_slice,
-    cli_train,
-)
+from . import cli_diff, cli_eval, cli_export, cli_plan, cli_search, cli_share, cli_slice, cli_train
 from .cli_common import (
     AsJson,
     Dtype,

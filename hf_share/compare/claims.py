@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cells import Cell, Results
-from .report import by_seed
+from .report import by_seed, matches
 from .stats import Interval, paired, verdict, verdict_within
 
 
@@ -68,7 +68,7 @@ def longer(
              for side in (claim.ours, claim.theirs)]  # fmt: skip
     for cell in cells:
         settings = cell.settings
-        if settings["seed"] == 0 and any(_is(settings, side) for side in sides):
+        if settings["seed"] == 0 and any(matches(settings, side) for side in sides):
             more = {"part": "longer", "steps": TIMES * settings["steps"]}
             yield Cell(f"{cell.name}/longer", {**settings, **more})
 
@@ -80,7 +80,3 @@ def _refuted(
         found = claim.difference(results, key, **shared)
         if found.count == seeds and claim.verdict(found) == "refuted":
             yield claim
-
-
-def _is(settings: Mapping[str, Any], side: Mapping[str, Any]) -> bool:
-    return all(settings.get(name) == value for name, value in side.items())

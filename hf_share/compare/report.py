@@ -14,7 +14,7 @@ from .cells import Results
 from .stats import Interval
 
 
-__all__ = ["by_seed", "scatter", "table", "write"]
+__all__ = ["by_seed", "matches", "scatter", "table", "write"]
 
 
 def by_seed(results: Results, key: str, **wanted: Any) -> dict[int, float]:
@@ -22,8 +22,13 @@ def by_seed(results: Results, key: str, **wanted: Any) -> dict[int, float]:
     return {
         row["seed"]: row[key]
         for row in results.values()
-        if row.get(key) is not None and all(row.get(name) == value for name, value in wanted.items())
+        if row.get(key) is not None and matches(row, wanted)
     }
+
+
+def matches(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a row, or the settings of a cell, has all that is `wanted`; None where it has no such key."""
+    return all(row.get(name) == value for name, value in wanted.items())
 
 
 def write(output: str | Path, text: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .cells import Results
 from .claims import Claim, said
-from .report import scatter, table, write
+from .report import matches, scatter, table, write
 from .stats import Interval, interval
 
 
@@ -89,7 +89,7 @@ def _scores(arms: list[str], results: Results) -> Iterator[tuple[tuple[str, ...]
 
 def _of(arm: str, ratio: float, results: Results) -> list[dict]:
     wanted = {"arm": arm, "ratio": ratio, **FIRST}
-    return [r for r in results.values() if all(r.get(k) == v for k, v in wanted.items())]
+    return [r for r in results.values() if matches(r, wanted)]
 
 
 def _grid(arms: list[str], results: Results) -> Iterator[tuple[str, float, list[dict]]]:
