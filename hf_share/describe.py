@@ -8,15 +8,19 @@ of the same function has to store. For a weight that a rule makes, used is the d
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from .binding import Binding
 from .errors import PlanError
-from .modules import Share, Store
+from .filesize import data_bytes, tensors_of
+from .hub.layer import ShareLayer
+from .modules import Share
 from .plan import SharePlan
 from .rules import step_rule
 from .sites import STORES, backbone, resolve, stacks, tensors
@@ -99,15 +103,15 @@ def describe(model: nn.Module | SharePlan) -> Description | str:
     record = attached(model)
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     groups = [] if record is None else [g for step in record.plan.steps for g in _groups(plain, step)]
+    groups += _adapters(plain)
     unique = {id(p): p for p in model.parameters()}.values()
-    codes = [t for m in plain.modules() if isinstance(m, (Share, Store)) for t in m.buffers(recurse=False)]
     frozen = {s.group for s in record.plan.generates if step_rule(s).frozen} if record else set()
-    stored = sum(p.numel() for p in unique) + sum(g.stored for g in groups if g.name in frozen)
+    stored = sum(count(p) for p in unique) + sum(g.stored for g in groups if g.name in frozen)
     return Description(
         model=type(plain).__name__,
         stored=stored,
         used=stored + sum(g.saved for g in groups),
-        bytes=sum(t.numel() * t.element_size() for t in (*unique, *codes)),
+        bytes=sum(data_bytes(tensor) for tensor in tensors_of(plain).values()),
         plan=None if record is None else record.plan,
         groups=tuple(groups),
         grids=_grids(plain, record.plan.arranges if record else ()),
@@ -159,6 +163,31 @@ def _generated(model: nn.Module, step: Generate) -> Group:
         private += own
         used += whole if binding.rule.kind == "replace" else own + once
     return Group(name=step.group, places=step.sites, stored=once + private, used=used)
+
+
+def _adapters(model: nn.Module) -> Iterable[Group]:
+    """What peft's adapters of ours share: a group for every adapter and group of its plan."""
+    held: dict[tuple[str, str], list[tuple[ShareLayer, Binding]]] = {}
+    for layer in model.modules():
+        for adapter, bindings in layer.bindings.items() if isinstance(layer, ShareLayer) else ():
+            for binding in bindings:
+                held.setdefault((adapter, binding.group), []).append((layer, binding))
+    for (adapter, group), bound in sorted(held.items(), key=lambda item: item[0][0]):
+        store = bound[0][1].store
+        once = 0 if store is None else sum(t.numel() for t in store(adapter).values())
+        own = [sum(layer.get_tensor(n, adapter).numel() for n in b.names.values()) for layer, b in bound]
+        yield Group(
+            name=f"{adapter}: {group}",
+            places=tuple(b.site.name for _, b in bound),
+            stored=once + sum(own),
+            used=once * len(bound) + sum(own),  # of a weight that is made, too: the base keeps its own
+        )
+
+
+def count(parameter: Tensor) -> int:
+    """How many numbers `parameter` stands for: 4-bit ones are packed, two to a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else math.prod(packed.shape)
 
 
 def _grids(

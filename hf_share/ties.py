@@ -190,13 +190,32 @@ def to_file(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     record = attached(model)
     if record is None:
         return dict(state_dict)
-    out = {name: value for name, value in state_dict.items() if name not in record.ties}
+    out = _untied(model, record, state_dict)
     for stock, written in record.guards.items():
         if stock in out and written not in out:
             value = out[stock]
             out[written] = _offloaded(model, stock) if value.device.type == "meta" else value
             out[stock] = torch.zeros(1, dtype=value.dtype)
     return out
+
+
+def _untied(model: nn.Module, record: Attached, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out tied weights, and with them what a quantiser keeps beside them: keys of their modules that
+    are no tensor of the model (`weight.absmax`, `SCB`, `_weight_qdata`, ...).
+    """
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    own |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    homes = {target.rpartition(".")[0] for target in record.ties}
+    return {
+        key: value
+        for key, value in state_dict.items()
+        if key not in record.ties and (key in own or not _is_below(key, homes))
+    }
+
+
+def _is_below(key: str, homes: set[str]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:i]) in homes for i in range(1, len(parts)))
 
 
 def _offloaded(model: nn.Module, name: str) -> torch.Tensor:

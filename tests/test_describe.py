@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 
+import peft
 import zoo
 
 import hf_share
@@ -33,6 +34,16 @@ def test_numbers_are_those_of_the_materialized_model():
     description = hf_share.describe(model)
     assert description.stored == sum(p.numel() for p in model.parameters())
     assert description.used == sum(p.numel() for p in hf_share.materialize(model).parameters())
+
+
+def test_adapters_are_told_beside_the_structure_below_them():
+    model = peft.get_peft_model(zoo.build("llama"), hf_share.FoldConfig(group_size=2))
+    model.add_adapter("taste", hf_share.ShareLoraConfig(r=2, share="A", target_modules=["q_proj"]))
+    fold, _, taste = hf_share.describe(model).groups
+    assert (fold.name, fold.visits) == ("layers 0 1", 2)
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    assert taste.name.startswith("taste: ") and taste.visits == layers
+    assert taste.stored == 2 * width + layers * 2 * width and taste.saved == (layers - 1) * 2 * width
 
 
 def test_dict_is_plain_json_and_plot_is_written(tmp_path):

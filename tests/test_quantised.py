@@ -16,6 +16,7 @@ import transformers as tf
 import zoo
 from helpers import elements, pointers, rows, shared, stored
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from zoo import logits
 
@@ -98,6 +99,17 @@ def test_tied_layers_are_quantised_and_tied(kind, inner, tmp_path):
     assert stored(tmp_path / "again") == stored(tmp_path / "small")
     assert torch.equal(logits(again), logits(quantised))
     assert (logits(quantised) - logits(model)).abs().max() < 0.2 * logits(model).abs().max()
+
+
+@inner_kinds
+def test_described_are_the_numbers_and_the_bytes_of_the_file(inner, tmp_path):
+    model = shared(build("llama"), "fold")
+    model.save_pretrained(tmp_path / "full")
+    quantised = load(tmp_path / "full", inner)
+    told = hf_share.describe(quantised)
+    assert told.stored == hf_share.describe(model).stored
+    quantised.save_pretrained(tmp_path / "small")
+    assert told.bytes == sum(t.nbytes for t in load_file(tmp_path / "small" / "model.safetensors").values())
 
 
 @inner_kinds

@@ -18,7 +18,6 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
@@ -199,7 +198,7 @@ class SharedQuantizer(HfQuantizer):
         if self.inner is None:
             return None, {}
         state, metadata = self.inner.get_state_dict_and_metadata(model)
-        return to_file(model, drop_tied(model, model.state_dict() if state is None else state)), metadata
+        return to_file(model, model.state_dict() if state is None else state), metadata
 
     def is_serializable(self) -> bool:
         return bool(self.inner.is_serializable()) if self.inner else True
@@ -290,25 +289,3 @@ def _longest(device_map: dict[str, Any], name: str) -> str:
     if not fits:
         raise ConfigError(f"device_map has no place for {name!r}")
     return max(fits, key=len)
-
-
-def drop_tied(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """Leave out tied weights, and with them what a quantiser keeps beside them: keys of their modules that
-    are no tensor of the model (`weight.absmax`, `SCB`, `_weight_qdata`, ...).
-    """
-    record = attached(model)
-    if record is None:
-        return state
-    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    own |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    homes = {target.rpartition(".")[0] for target in record.ties}
-    return {
-        key: value
-        for key, value in state.items()
-        if key not in record.ties and (key in own or not _is_below(key, homes))
-    }
-
-
-def _is_below(key: str, homes: set[str]) -> bool:
-    parts = key.split(".")
-    return any(".".join(parts[:i]) in homes for i in range(1, len(parts)))
