@@ -180,7 +180,7 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
         if self._given is None:
             return self.steps(model, calibration)
         if not self.needs_calibration and (type(self) is not ShareConfig or self.methods is not None):
-            said = self.steps(model, calibration)
+            said = self._said(model, self._given, calibration)
             if said != with_choices(self._given):
                 raise ConfigError(
                     f"the config and its plan disagree; the config says\n{said}\n"
@@ -188,6 +188,16 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
                     "Remove 'plan' to follow the config, or use ShareConfig(plan=...) to follow the plan"
                 )
         return self._given
+
+    def _said(self, model: nn.Module, given: SharePlan, calibration: Any) -> SharePlan:
+        """What the fields say for `model`, over the structure in `given` if they ask for none themselves: an
+        adapter that was added beside a structural one stands on that one's layers.
+        """
+        said = self.steps(model, calibration)
+        below = SharePlan(with_choices(given).arranges)
+        if said.arranges or not below.arranges:
+            return said
+        return below + self.steps_after(model, below, calibration)
 
     @property
     def is_loaded(self) -> bool:

@@ -218,6 +218,27 @@ def test_another_structure_beside_is_refused():
         model.add_adapter("other", ShareConfig(methods=[FoldConfig(groups=[[0, 1], [2, 3]]), adapter()]))
 
 
+@pytest.mark.parametrize("fold", [FOLD, FoldConfig(remove=[1], group_size=2)], ids=["tied", "removed"])
+def test_an_adapter_beside_a_structure_takes_it_along(fold, tmp_path):
+    model = peft_llama(fold)
+    model.add_adapter("taste", adapter())
+    model.set_adapter("taste")
+    for layer in model.base_model.model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.q_proj.hf_share_B["taste"])
+    expected = zoo.logits(model)
+    model.save_pretrained(tmp_path)
+    alone = PeftModel.from_pretrained(zoo.build("llama"), tmp_path / "taste").eval()
+    assert torch.equal(zoo.logits(alone), expected)
+    both = PeftModel.from_pretrained(zoo.build("llama"), tmp_path)
+    both.load_adapter(tmp_path / "taste", "taste")
+    both.set_adapter("taste")
+    assert torch.equal(zoo.logits(both.eval()), expected)
+    model.delete_adapter("default")
+    assert torch.equal(zoo.logits(model), expected)
+    with pytest.raises(Refused, match="structure"):
+        model.delete_adapter("taste")
+
+
 def test_merging_into_tied_weights_keeps_visits_apart():
     model = folded()
     expected = zoo.logits(model)

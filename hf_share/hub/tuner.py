@@ -131,7 +131,16 @@ class ShareModel(BaseTuner):
                     f"and this adapter asks for\n{structure(plan)}\n"
                     "All adapters of a model share one structure"
                 )
+        if not structure(plan).steps:
+            plan = SharePlan((*self._structure_beside(config).steps, *plan.steps), plan.form)
         return plan
+
+    def _structure_beside(self, config: ShareConfig) -> SharePlan:
+        """The structure another adapter gave the base. It is below `config`'s adapter as well, whose folder
+        has to say so.
+        """
+        others = (self._plan_of(name) for name, other in self.peft_config.items() if other is not config)
+        return next((found for plan in others if (found := structure(plan)).steps), SharePlan())
 
     def _prepare_model(self, peft_config: ShareConfig, model: nn.Module) -> None:
         plan = peft_config._plan
@@ -244,7 +253,10 @@ class ShareModel(BaseTuner):
     def _plan_of(self, adapter_name: str) -> SharePlan:
         return self.peft_config[adapter_name]._plan or SharePlan()
 
-    def _refuse_structural(self, names: Any, what: str) -> None:
+    def _refuse_structural(self, names: list[str], what: str) -> None:
+        staying = [name for name in self.peft_config if name not in names]
+        if any(structure(self._plan_of(name)).steps for name in staying):
+            return
         for name in names:
             if name in self.peft_config and structure(self._plan_of(name)).steps:
                 raise Refused(
