@@ -11,10 +11,11 @@ import torch
 import zoo
 from helpers import stored
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import hf_share
-from hf_share import ConfigError, FoldConfig, MasaConfig, PlanError, Refused, ShareConfig
+from hf_share import CheckpointError, ConfigError, FoldConfig, MasaConfig, PlanError, Refused, ShareConfig
 from hf_share.allocate import Option, allocate
 from hf_share.atoms import Atoms
 from hf_share.attention import projection_types
@@ -299,7 +300,25 @@ def test_an_adapter_holds_atoms_and_coefficients_and_loading_refits_nothing(tmp_
     loaded = PeftModel.from_pretrained(copy.deepcopy(source), tmp_path)
     assert zoo.logits(loaded).equal(zoo.logits(model))
     unloaded = get_peft_model(copy.deepcopy(source), loaded.peft_config["default"])
-    assert zoo.logits(unloaded).isnan().any(), "no number passes for a value before the file is read"
+    with pytest.raises(CheckpointError, match="hold no numbers"):  # nor does any pass for a value
+        zoo.logits(unloaded)
+    monkeypatch.undo()
+    again = hf_share.ShareConfig(plan=loaded.peft_config["default"].to_dict()["plan"])
+    assert zoo.logits(get_peft_model(copy.deepcopy(source), again)).equal(zoo.logits(model))
+
+
+def test_an_adapter_whose_file_lacks_a_tensor_does_not_run(tmp_path):
+    source = zoo.build("llama")
+    get_peft_model(copy.deepcopy(source), MasaConfig(num_atoms=2, residual_rank=3)).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    lost = next(name for name in tensors if name.endswith("hf_share_c"))
+    del tensors[lost]
+    save_file(tensors, file)
+    with pytest.warns(UserWarning, match="missing"):
+        loaded = PeftModel.from_pretrained(source, tmp_path)
+    with pytest.raises(CheckpointError, match="hf_share_c"):
+        zoo.logits(loaded)
 
 
 def test_an_adapter_becomes_a_checkpoint_or_a_plain_model(tmp_path):

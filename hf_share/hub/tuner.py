@@ -40,6 +40,7 @@ from ..targets import default_targets
 from ..ties import attached
 from .layer import AdapterStore, ShareLayer, ShareTunerLayer, names_of
 from .record import record_plan
+from .unread import expect_file
 
 
 def is_structural(step: Step) -> bool:
@@ -85,6 +86,8 @@ class ShareModel(BaseTuner):
         before = getattr(asked, "_plan", None)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            if self.peft_config[adapter_name].is_loaded:
+                expect_file(model, adapter_name)
         except BaseException:
             asked._plan = before
             raise
