@@ -15,10 +15,12 @@ def dense(base: nn.Module, site: Site) -> Tensor:
     """The dense weight (out, in) of a site; a view where the module has one."""
     module = resolve(base, site.module)
     weight = linear_weight(module)
-    if not weight.dtype.is_floating_point or tuple(weight.shape) != _whole_shape(site, weight):
+    packed = not weight.dtype.is_floating_point or tuple(weight.shape) != _whole_shape(site, weight)
+    kind = type(weight)  # torchao's say of themselves that they are floats
+    if packed or kind.__module__.partition(".")[0] != "torch":
         raise Refused(
-            f"site {site.name!r}: its weight is quantised ({type(module).__name__}), and values are fitted "
-            "to dense weights. Share the dense model first, then quantise what you load"
+            f"site {site.name!r}: its weight is quantised ({type(module).__name__}, {kind.__name__}), and "
+            "values are fitted to dense weights. Share the dense model first, then quantise what you load"
         )
     return weight if site.part is None else weight[site.part.rows()]
 

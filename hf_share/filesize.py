@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .budget import BYTES
 from .errors import ConfigError
+from .guards import left_packed
 from .ties import to_file
 
 
@@ -38,7 +39,8 @@ def file_size(model: Any) -> int:
 
 def tensors_of(model: Any) -> dict[str, Shaped]:
     """Type and shape of every tensor in the file of `model`, each once, by the name it is written under."""
-    state = to_file(model, model.state_dict(keep_vars=True))
+    with left_packed(model):
+        state = to_file(model, model.state_dict(keep_vars=True))
     aliases = getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
     found = {}

@@ -28,6 +28,7 @@ from .rules import Rule, draw_seed, generator, step_rule
 from .sites import STORES, Site, Stack, backbone, resolve, sites, stacks, tensors
 from .sort_lanes import sort_lanes
 from .steps import Arrange, Generate, Step
+from .untouched import untouched_on_error
 
 
 Source = Mapping[str, Tensor]
@@ -36,7 +37,7 @@ Values = dict[str, dict[str, Tensor]]
 
 def build(model: nn.Module, plan: SharePlan, seed: int | None = None, calibration: Any = None) -> nn.Module:
     """Attach every step of a source-form plan to `model` and set its values from the model's own weights, in
-    place.
+    place. The model is as it was if a step is refused.
 
     Args:
         seed: for starting values that are random; drawn from torch's generator if None. Each tensor's
@@ -48,10 +49,11 @@ def build(model: nn.Module, plan: SharePlan, seed: int | None = None, calibratio
         _arrange.check_cache(model, plan.arranges)
     seed = draw_seed() if seed is None else seed
     whole = Whole(model, plan, calibration)
-    for step in plan.steps:
-        source = capture(model, step)
-        attach(model, SharePlan((step,), plan.form))
-        fit(model, step, source, whole, seed)
+    with untouched_on_error(model):
+        for step in plan.steps:
+            source = capture(model, step)
+            attach(model, SharePlan((step,), plan.form))
+            fit(model, step, source, whole, seed)
     return model
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,6 +74,22 @@ def never_repack(model: nn.Module) -> None:
             if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
                 module.state_dict()  # unpacks in place
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def left_packed(model: nn.Module) -> Iterator[None]:
+    """Inside, `state_dict` leaves weights that bitsandbytes has repacked as they are: unpacking them loses
+    bits.
+    """
+    states = [getattr(p, "quant_state", None) for p in model.parameters()]
+    packed: Any = [s for s in states if getattr(s, "packing_format_for_cpu", False)]
+    for state in packed:
+        state.packing_format_for_cpu = False
+    try:
+        yield
+    finally:
+        for state in packed:
+            state.packing_format_for_cpu = True
 
 
 def check_backend_gradients(

@@ -36,26 +36,22 @@ def sort_lanes(model: nn.Module, rule: Lanes, found: list[Site], moments: Moment
     """Sort the lanes of `found` in place, and the second moments of their inputs with them.
 
     Raises:
-        Refused: if a weight is quantised, or the model does not compute the same afterwards; it is as it was
-            then.
+        Refused: if a weight is quantised, or the model does not compute the same afterwards. The weights are
+            new tensors behind their Parameters, which `build` puts back.
     """
     if rule.order == "none" or any(p.is_meta for p in model.parameters()):
         return
     base, index = backbone(model), {s.name: s for s in sites(model, parts=True)}
-    before, done = _probe(model), []
+    before = _probe(model)
     for visits in _by_weight(base, found):
         order = _order(base, rule, visits, moments)
         tensors: set[Any] = set()
         for site in visits:
             feeds = [find_site(index, name) for name in rule.fed_by(site.name)]
-            done.append((site, feeds, order))
             _permute(base, site, feeds, order, tensors)
             moments.update(_permuted(moments, site, order))
     after = _probe(model)
     if before is not None and after is not None and not _agree(before, after):
-        inverse: set[Any] = set()
-        for site, feeds, order in done:
-            _permute(base, site, feeds, order.argsort(), inverse)
         raise Refused(
             f"{type(model).__name__} computes something else once the lanes of {found[0].role!r} are sorted: "
             'it treats one lane unlike another. order="none" leaves them as they are'

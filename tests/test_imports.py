@@ -20,7 +20,7 @@ LAYERS = (
     "fused sites peft_type",
     "rules rebuild targets config attention sublayers",
     "binding shelter adapter scale atoms factors low_rank sparse_delta widths nested bywidth lanes",
-    "modules allocate guards",
+    "modules allocate guards untouched",
     "registry ties visits depths dense",
     "arrange cut plain_lanes",
     "attach",

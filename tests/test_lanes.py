@@ -291,7 +291,8 @@ def test_depth_and_arranged_layers_do_not_mix():
         folded(depth=[2])
 
 
-def test_a_model_that_treats_lanes_unlike_is_put_back():
+@pytest.mark.parametrize("first", [[], [FoldConfig(remove=[0], group_size=2)]], ids=["alone", "after fold"])
+def test_a_model_that_treats_lanes_unlike_is_put_back(first):
     class Uneven(nn.Linear):
         """Counts its first neuron twice."""
 
@@ -301,12 +302,17 @@ def test_a_model_that_treats_lanes_unlike_is_put_back():
     model = noisy("llama")
     for layer in model.model.layers:
         layer.mlp.down_proj.__class__ = Uneven
-    before = copy.deepcopy(model.state_dict())
+    before, config = copy.deepcopy(model.state_dict()), model.config
+    settings, modules = config.to_dict(), dict(model.named_modules())
     with pytest.raises(Refused, match="treats one lane unlike another"):
-        hf_share.share(model, ElasticConfig(bits=[], ffn=[0.5]))
-    # what was written to is put back bit for bit: rows and columns were only moved
+        hf_share.share(model, ShareConfig(methods=[*first, ElasticConfig(bits=[], ffn=[0.5])]))
+    assert dict(model.named_modules()) == modules and model.config is config
+    assert config.to_dict() == settings and hf_share.describe(model).plan is None
+    assert model.state_dict().keys() == before.keys()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+    assert [layer.self_attn.layer_idx for layer in model.model.layers] == list(range(len(model.model.layers)))
+    hf_share.share(model, FoldConfig(group_size=2))
 
 
 def test_adapters_do_not_hold_structure():

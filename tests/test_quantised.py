@@ -8,6 +8,7 @@ not show a layer that was skipped.
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -108,7 +109,10 @@ def test_described_are_the_numbers_and_the_bytes_of_the_file(inner, tmp_path):
     quantised = load(tmp_path / "full", inner)
     told = hf_share.describe(quantised)
     assert told.stored == hf_share.describe(model).stored
-    quantised.save_pretrained(tmp_path / "small")
+    copy.deepcopy(quantised).save_pretrained(tmp_path / "small")
+    logits(quantised)  # bitsandbytes may repack at the first pass
+    before = logits(quantised)
+    assert hf_share.describe(quantised).stored == told.stored and torch.equal(logits(quantised), before)
     assert told.bytes == sum(t.nbytes for t in load_file(tmp_path / "small" / "model.safetensors").values())
 
 
@@ -250,3 +254,16 @@ def test_scales_over_a_quantised_base(inner, tmp_path):
     step(adapted)
     (s,) = (p for p in adapted.parameters() if p.requires_grad)
     assert s.grad.abs().max() > 0 and not torch.equal(s, torch.ones_like(s))
+
+
+@inner_kinds
+def test_a_quantised_model_is_as_it_was_after_a_later_step_is_refused(inner, tmp_path):
+    build("llama").save_pretrained(tmp_path)
+    model = tf.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=INNERS[inner]())
+    logits(model)  # bitsandbytes may repack at the first pass
+    before, modules = logits(model), dict(model.named_modules())
+    steps = [hf_share.FoldConfig(group_size=2), hf_share.MasaConfig(projections=["q"], num_atoms=1)]
+    with pytest.raises(hf_share.Refused, match="its weight is quantised"):
+        hf_share.share(model, hf_share.ShareConfig(methods=steps))
+    assert dict(model.named_modules()) == modules and hf_share.describe(model).plan is None
+    assert torch.equal(logits(model), before)
