@@ -139,6 +139,11 @@ def narrowed(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> Shar
     return SharePlan(tuple(steps), plan.form)
 
 
+def is_narrowed(plan: SharePlan) -> bool:
+    """True for the plan of one subnet by itself, which has no use for the whole model's list of them."""
+    return any("kept" in step.args or step.args.get("cut") for step in plan.generates)
+
+
 def _narrowed(step: Generate) -> Generate:
     if step_rule(step).kind == "limit":
         return _cut(step)

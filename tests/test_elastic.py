@@ -293,6 +293,8 @@ def test_named_subnets_are_chosen_saved_and_read(tmp_path):
     config = hf_share.subnet_config(tmp_path, budget=f"{rows[2]['bytes']} bytes")
     part = tf.AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
     assert torch.equal(zoo.logits(part, **zoo.inputs(model)), wanted[3])
+    part.save_pretrained(tmp_path / "part")
+    assert hf_share.subnets(part) == [] and not (tmp_path / "part" / "subnets.json").exists()
     with pytest.raises(ConfigError, match="no subnet is called '3.0-bit'.*'3.0-bits'"):
         hf_share.choose(loaded, name="3.0-bit")
     hf_share.choose(loaded, budget={"bits": 3.5, "bytes": f"{rows[1]['bytes'] / 1000} kB"})

@@ -25,9 +25,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..attach import arrange, attach, bind, check
 from ..cut import prefix_of
+from ..elastic import is_narrowed
 from ..errors import ConfigError, PlanError, Refused, unknown
 from ..guards import activations_quantised
 from ..plan import SharePlan
+from ..registry import remember
 from ..shelter import Shelter, sheltered
 from ..sites import prefix
 from ..ties import Attached, attached, get_tensor, to_file
@@ -139,6 +141,9 @@ class SharedQuantizer(HfQuantizer):
         model._weight_conversions = [c for c in kept if id(c) not in done]
         model.config.quantization_config = self.quantization_config.written()
         publish(model)
+        record = attached(model)
+        if record is not None and is_narrowed(record.plan):
+            remember(model, ())
         if self.inner is not None:
             self.trains = not activations_quantised(model)
             return self.inner._process_model_after_weight_loading(model, **kwargs)
