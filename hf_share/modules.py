@@ -198,8 +198,9 @@ class SharedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight (out, in), made anew at each access."""
-        return self.share.weight()
+        """The dense weight (out, in), made anew at each access, in the type that was stored there."""
+        W = self.share.weight()
+        return W if self.compute_dtype is None else W.to(self.compute_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.share(x)

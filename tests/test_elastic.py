@@ -408,3 +408,13 @@ def test_deltas_that_do_not_fit_offsets_stay(tmp_path):
     fold = ShareConfig(methods=[FoldConfig(group_size=2), ElasticConfig(group_size=16, pooled=True)])
     with pytest.raises(Refused, match="no other depth uses"):
         hf_share.merge_deltas(hf_share.share(zoo.build("llama"), fold))
+
+
+def test_a_model_that_looks_at_its_weights_type_runs_in_bfloat16(tmp_path):
+    """T5 casts what comes to `wo` to the type of its weight, which is made here."""
+    model = hf_share.share(zoo.build("t5").to(torch.bfloat16), ElasticConfig(bits=[2, 4]))
+    inputs = zoo.inputs(model)
+    model.save_pretrained(tmp_path)
+    loaded = tf.AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype="auto")
+    assert zoo.logits(loaded, **inputs).dtype == torch.bfloat16
+    assert torch.equal(zoo.logits(loaded, **inputs), zoo.logits(model, **inputs))
