@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import sys
 
+from .errors import ShareError
 from .launch import launch
 
 
 if __name__ == "__main__":
-    sys.exit(launch(sys.argv[1:]))
+    try:
+        sys.exit(launch(sys.argv[1:]))
+    except ShareError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 
 console = Console(stderr=True)
+WIDE = 10_000  # columns of a pipe or a file
 
 Model = Annotated[str, typer.Argument(help="A Hub id or a folder with a model.", show_default=False)]
 Output = Annotated[
@@ -79,6 +80,16 @@ def require_free(output: Path, force: bool) -> None:
         raise FileExistsError(f"{output} already holds a model; choose another folder or add --force")
 
 
+def require_place(path: Path | None, option: str) -> None:
+    """Raise if no file can be written at `path`, before the work that would be lost."""
+    from .errors import ConfigError
+
+    if path is not None and path.is_dir():
+        raise ConfigError(f"{option} {path}: there is a folder of this name; give a file")
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no folder {path.parent}")
+
+
 def save(model: Any, tokenizer: Any, output: Path) -> None:
     """Write beside the output, then move: a full disk or a kill leaves no half a model."""
     from .files import filling
@@ -95,10 +106,11 @@ def print_json(values: Any) -> None:
 
 
 def print_table(*parts: Table | str) -> None:
-    """Tables and texts on the standard output; brackets in a text are no markup."""
+    """Tables and texts on the standard output; brackets in a text are no markup. In a pipe nothing is cut."""
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     for part in parts:
         text = isinstance(part, str)
-        Console().print(part, highlight=False, markup=not text, soft_wrap=text)
+        console.print(part, highlight=False, markup=not text, soft_wrap=text)
 
 
 def tell(text: str) -> None:

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_common import AsJson, Dtype, numbers_table, print_json, print_table, tell
+from .cli_common import AsJson, Dtype, numbers_table, print_json, print_table, require_place, tell
 
 
 Models = Annotated[
     list[str],
     typer.Argument(
         help="Hub ids or folders; small@loops=1 is an elastic model at a choice, small@quant=nf4 a model in "
-        "4 bits (or int8).", show_default=False
+        "4 bits (or int8), me/small@revision=v2 a branch, tag or commit.", show_default=False
     ),
 ]
 Tasks = Annotated[
@@ -36,14 +36,16 @@ WikiText = Annotated[
         show_default=False,
     ),
 ]
-Window = Annotated[int | None, typer.Option(help="Tokens of a window; the model's context, at most 2048.")]
-Stride = Annotated[int | None, typer.Option(help="Tokens a window moves on; the window.")]
+Window = Annotated[
+    int | None, typer.Option(min=2, help="Tokens of a window; the model's context, at most 2048.")
+]
+Stride = Annotated[int | None, typer.Option(min=1, help="Tokens a window moves on; the window.")]
 Batch = Annotated[
     str, typer.Option("--batch-size", "--batch_size", help="Rows of a forward pass, or auto.")
 ]
-Limit = Annotated[int | None, typer.Option(help="The first so many items of each task.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="The first so many items of each task.")]
 Fewshot = Annotated[
-    int | None, typer.Option("--num-fewshot", "--num_fewshot", help="Examples before each item.")
+    int | None, typer.Option("--num-fewshot", "--num_fewshot", min=0, help="Examples before each item.")
 ]
 Out = Annotated[
     Path | None,
@@ -106,6 +108,7 @@ def compare(
 def _run(models: list[str], output: Path | None, as_json: bool, **ask: Any) -> None:
     from .eval.measure import evaluate as measure
 
+    require_place(output, "--output")
     if ask["include_path"] is not None:
         ask["include_path"] = str(ask["include_path"])
     ask["tasks"] = [task for task in ask["tasks"].replace(" ", ",").split(",") if task]

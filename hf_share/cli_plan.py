@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .cli_common import Calibration, print_json, print_table
+from .cli_common import Calibration, print_json, print_table, require_place
 from .cli_scan import scan_model
 
 
@@ -37,7 +37,7 @@ Precision = Annotated[
 Bits = Annotated[int | None, typer.Option(help="4 or 8: frozen linear weights, quantised.")]
 Optimizer = Annotated[str, typer.Option(help="adamw, momentum or sgd.")]
 Batch = Annotated[int, typer.Option(help="Rows of a step.")]
-Length = Annotated[int, typer.Option(help="Tokens of a row.")]
+Length = Annotated[int | None, typer.Option(help="Tokens of a row; the model's context, at most 2048.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Gradient checkpointing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Target = Annotated[
@@ -72,7 +72,7 @@ def plan(
     bits: Bits = None,
     optimizer: Optimizer = "adamw",
     batch: Batch = 1,
-    length: Length = 2048,
+    length: Length = None,
     checkpointing: Checkpointing = False,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +80,17 @@ def plan(
 
     With --method or --plan, show that plan; with --estimate, the memory that training takes.
     """
+    from .errors import ConfigError
+
+    require_place(output, "--output")
+    require_place(plot, "--plot")
     sharing = _sharing(method, set_ or [], plan)
+    numbers = {
+        "dtype": precision, "bits": bits, "optimizer": optimizer, "batch": batch, "length": length,
+        "checkpointing": checkpointing,
+    }  # fmt: skip
+    if not estimate:
+        _refuse_estimate({"train": train, **numbers})
     if sharing is None and not estimate:
         scan_model(model, target_bytes, output, plot, text, stack, measure, as_json)
         return
@@ -89,11 +99,9 @@ def plan(
     if not estimate:
         _show_plan(config, sharing, output, as_json)
         return
-    numbers = {
-        "dtype": precision, "bits": bits, "optimizer": optimizer, "batch": batch, "length": length,
-        "checkpointing": checkpointing,
-    }  # fmt: skip
-    rows = _estimates(config, sharing, train, numbers)
+    if output is not None:
+        raise ConfigError("--output is of a plan; --estimate prints numbers, with --json for a file")
+    rows = _estimates(config, sharing, train, {**numbers, "length": length or _context(config)})
     if as_json:
         print_json([row.to_dict() for row in rows])
     else:
@@ -106,6 +114,23 @@ def _refuse_scan(target: str | None, plot: Path | None, measure: list[str] | Non
     for name, value in (("--target-bytes", target), ("--plot", plot), ("--measure", measure)):
         if value:
             raise ConfigError(f"{name} is of the scan, which goes without --method, --plan and --estimate")
+
+
+OF_ESTIMATES = {"optimizer": "adamw", "batch": 1, "checkpointing": False}  # the others have no default
+
+
+def _refuse_estimate(given: dict[str, Any]) -> None:
+    from .errors import ConfigError
+
+    for name, value in given.items():
+        if value != OF_ESTIMATES.get(name):
+            option = "precision" if name == "dtype" else name
+            raise ConfigError(f"--{option} is of the memory that training takes: add --estimate")
+
+
+def _context(config: Any) -> int:
+    """Tokens of a row where none are asked for."""
+    return min(2048, getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
 
 
 def _read_config(model: str) -> Any:

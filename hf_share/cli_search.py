@@ -42,18 +42,20 @@ Output = Annotated[
     typer.Option("--output", "-o", help="Folder for subnets.json, table, plot; else the model's."),
 ]
 Method = Annotated[str, typer.Option(help="sensitivity+knapsack+swaps, nsga2, evopress, llm-qfa, lim, ...")]
-Evaluations = Annotated[int, typer.Option(help="Evaluations after the sensitivity table.")]
-Rungs = Annotated[int, typer.Option(help="Budgets of the front from the smallest to the largest subnet.")]
-Context = Annotated[int, typer.Option(help="Tokens of a window, at most what the model takes.")]
-SearchTokens = Annotated[int, typer.Option(help="Tokens of an evaluation.")]
-ReportTokens = Annotated[int, typer.Option(help="Tokens that a subnet is reported on.")]
+Evaluations = Annotated[int, typer.Option(min=0, help="Evaluations after the sensitivity table.")]
+Rungs = Annotated[
+    int, typer.Option(min=1, help="Budgets of the front from the smallest to the largest subnet.")
+]
+Context = Annotated[int, typer.Option(min=2, help="Tokens of a window, at most what the model takes.")]
+SearchTokens = Annotated[int, typer.Option(min=2, help="Tokens of an evaluation.")]
+ReportTokens = Annotated[int, typer.Option(min=2, help="Tokens that a subnet is reported on.")]
 Teacher = Annotated[
     str | None, typer.Option(help="What subnets should predict like; the largest subnet if left out.")
 ]
 Latency = Annotated[
     Path | None, typer.Option(help='Milliseconds as JSON: {"rest": 5, site: {"2": 0.1, "3": 0.2}}.')
 ]
-Batch = Annotated[int, typer.Option(help="Windows per forward pass.")]
+Batch = Annotated[int, typer.Option(min=1, help="Windows per forward pass.")]
 Seed = Annotated[int, typer.Option(help="Of the draws; the same seed goes on where a search stopped.")]
 
 

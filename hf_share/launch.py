@@ -23,7 +23,10 @@ def launch(arguments: Sequence[str]) -> int:
     module, *rest = arguments
     module = module.replace("-", "_")
     if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"there is no program {module!r} here; is it installed?")
+        raise ConfigError(
+            f"there is no program {module!r} here; is it installed? Commands of this package are run by "
+            f"`hf-share {arguments[0]}`"
+        )
     importlib.import_module("hf_share")
     if module in ALSO:
         importlib.import_module(ALSO[module])

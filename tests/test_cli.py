@@ -66,6 +66,12 @@ def test_share_ranks_by_gates_and_relaxes(folder):
         (["share", "dense", "-o", "new", "--group-size", "2", "--parent", "men"], "did you mean 'mean'"),
         (["share", "dense", "-o", "new", "--importance", "gates"], "did you mean 'gate'"),
         (["share", "nowhere/at-all", "-o", "new", "--group-size", "2"], "no model at 'nowhere/at-all'"),
+        (["compare", "dense", "nowhere/at-all"], "no model at 'nowhere/at-all'"),
+        (["compare", "dense", "dense@revision=v2"], "a folder has no revisions"),
+        (["compare", "dense", "dense@quant=nf5"], "did you mean 'nf4'"),
+        (["compare", "dense", "-o", "nowhere/table"], "there is no folder nowhere"),
+        (["search", "dense", "--budget", "bits=3", "--batch", "0"], "greater than or equal to 1"),
+        (["eval", "dense", "--tasks", "x", "--num-fewshot", "-1"], "--num-fewshot"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(folder, monkeypatch, capsys, arguments, message):

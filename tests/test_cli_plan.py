@@ -46,7 +46,8 @@ def test_the_table_has_dense_lora_and_the_method(config, monkeypatch):
     text = run("plan", config, *MOS, *numbers, "--bits", 4)
     for word in ("dense", "lora, 4 bits", "mos, 4 bits", "estimate", "checkpointing"):
         assert word in text
-    assert len(json.loads(run("plan", config.parent, "--estimate", "--length", 8, "--json"))) == 2
+    short = json.loads(run("plan", config.parent, "--estimate", "--json"))
+    assert len(short) == 2 and short[0]["length"] == zoo.build("llama").config.max_position_embeddings
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,11 @@ def test_the_table_has_dense_lora_and_the_method(config, monkeypatch):
         (["--method", "fold", "--set", "removal_rate=0.5"], "hold no weights"),
         (["--method", "fold", "--plan", "plan.json"], "go without it"),
         (["--plan", "plan.json"], "plan.json"),
+        (["--train", "full"], "--train is of the memory that training takes"),
+        (["--method", "fold", "--precision", "float16"], "--precision is of the memory"),
+        (["--estimate", "-o", "plan.json"], "--output is of a plan"),
+        (["--target-bytes", "0.6", "-o", "nowhere/plan.json"], "--output nowhere/plan.json: there is no"),
+        (["--plot", "."], "--plot .: there is a folder"),
     ],
 )
 def test_errors_are_one_line(config, monkeypatch, capsys, arguments, message):

@@ -22,7 +22,7 @@ from torch import nn
 from ..describe import describe
 from ..errors import ConfigError
 from ..filesize import file_size
-from ..hub.load import load_model, load_tokenizer, split_choice
+from ..hub.load import find_model, load_model, load_tokenizer, split_choice
 from .causal import on_device
 from .harness import TaskResult, task_results
 from .perplexity import Perplexity, text_perplexity
@@ -125,8 +125,11 @@ def evaluate(
     if isinstance(ask.get("tasks"), str):
         ask["tasks"] = ask["tasks"].split(",")
     asked = Ask(**{**ask, "tasks": tuple(ask.get("tasks", ()))})
-    found = []
-    for name, model in _named(models).items():
+    found, named = [], _named(models)
+    for place in named.values():
+        if isinstance(place, str):
+            find_model(place)  # a wrong name is told before any model is measured
+    for name, model in named.items():
         if progress is not None:
             progress(name)
         found.append(_measure(name, model, tokenizer, asked))

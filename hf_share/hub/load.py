@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +32,55 @@ QUANTS: dict[str, dict[str, Any]] = {
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_model(name: str, dtype: str = "auto") -> Any:
-    """The model called `name`, by the class its config names."""
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES, ConfigError)
+@dataclass
+class Found:
+    """What a name says of a model, before any weight is read. `base` is the model below an adapter."""
+
+    place: str
+    base: str | None
+    at: dict[str, str]
+    quant: str | None
+    choices: dict[str, Any]
+    config: Any
+
+
+def find_model(name: str) -> Found:
+    """The model called `name`, if there is one.
+
+    Raises:
+        OSError: if nothing lies there.
+        ConfigError: if what stands after the name does not fit.
+    """
     place, settings = split_choice(name)
     if Path(place).is_file():
         raise ConfigError(f"{place} is a file, which holds no weights; give the model's folder or Hub id")
     at = _revision(settings)
+    if at and Path(place).is_dir():
+        raise ConfigError(f"{name!r}: a folder has no revisions; they are of a Hub id")
+    quant = settings.pop("quant", None)
+    if quant is not None and quant not in QUANTS:
+        raise unknown("quant", quant, QUANTS, ConfigError)
     base = adapter_base(place, **at)
-    own = {} if base else at  # an adapter's base has revisions of its own
-    config = transformers.AutoConfig.from_pretrained(base or place, **own)
+    config = transformers.AutoConfig.from_pretrained(base or place, **({} if base else at))
+    return Found(place, base, at, quant, settings, config)
+
+
+def load_model(name: str, dtype: str = "auto") -> Any:
+    """The model called `name`, by the class its config names."""
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES, ConfigError)
+    found = find_model(name)
+    place, base, config, settings = found.place, found.base, found.config, found.choices
+    own = {} if base else found.at  # an adapter's base has revisions of its own
     named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     auto = getattr(transformers, named, transformers.AutoModel)
     if getattr(config, "is_heterogeneous", False):
         auto = per_layer_class(auto)
-    quantised = _quantised(config, base or place, settings.pop("quant", None), own)
+    quantised = _quantised(config, base or place, found.quant, own)
     model: Any = auto.from_pretrained(base or place, dtype=dtype, **own, **quantised)
     never_repack(model)  # what is measured is what a file would hold
     if base is not None:
-        model = PeftModel.from_pretrained(model, place, **at)
+        model = PeftModel.from_pretrained(model, place, **found.at)
     return choose(model, **settings) if settings else model
 
 
@@ -63,8 +93,6 @@ def _quantised(config: Any, place: str, kind: str | None, own: dict[str, str]) -
     """What `from_pretrained` takes to quantise the weights it loads."""
     if kind is None:
         return {}
-    if kind not in QUANTS:
-        raise unknown("quant", kind, QUANTS, ConfigError)
     numbers = transformers.BitsAndBytesConfig(**QUANTS[kind])
     if getattr(config, "quantization_config", None) is None:
         return {"quantization_config": numbers}
