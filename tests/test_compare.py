@@ -76,6 +76,24 @@ def test_a_glob_chooses_cells_and_what_is_done_outlives_a_failure(tmp_path):
     assert list(read(out)) == ["c/1", "c/2", "c/0"]
 
 
+def span(s):
+    """When it ran; long enough that one beside it would run at the same time."""
+    start = time.time()
+    time.sleep(0.3)
+    return {"start": start, "end": time.time()}
+
+
+@pytest.mark.slow
+def test_a_cell_that_a_clock_measures_has_nothing_beside_it(tmp_path):
+    order = [False, True, True, False, False]
+    cells = [Cell(f"c/{i}", alone=alone) for i, alone in enumerate(order)]
+    found = run(lambda r: cells, span, tmp_path / "cells.jsonl", jobs=2)
+    spans = [(found[c.name]["start"], found[c.name]["end"], c.alone) for c in cells]
+    for i, (start, end, alone) in enumerate(spans):
+        beside = [o for j, o in enumerate(spans) if j != i and o[0] < end and start < o[1]]
+        assert not any(alone or o[2] for o in beside)
+
+
 def sleep(s):
     Path(s["log"]).write_text(str(os.getpid()))
     time.sleep(600)

@@ -138,14 +138,17 @@ def test_a_small_structure_comparison_runs_and_reports(tmp_path, monkeypatch):
     places = ["--model", str(tmp_path / "llama"), "--train", text, "--test", text, "--output", str(out)]
     main(None, ["--config", str(ROOT / "recipes/compare_structure.yaml"), *places, *small])
     rows = read(out)
-    assert len(rows) == 2 * (1 + 4 + 4) and str(tmp_path) not in out.read_text()
-    reached = [row for row in rows.values() if row["reachable"]]
+    points = 1 + 4 + 4
+    assert len(rows) == 3 * points and str(tmp_path) not in out.read_text()
+    speeds = [row["tokens_per_second"] for row in rows.values() if row.get("part") == "speed"]
+    assert len(speeds) == points and all(speed > 0 for speed in speeds)
+    reached = [row for row in rows.values() if row.get("reachable")]
     assert all(row["of_dense"] <= row["ratio"] + 1e-9 and row["nf4_bytes"] < row["bytes"] for row in reached)
     scored = [row for row in reached if row["seed"] == 0]
     assert all(0.0 <= row["scores"]["tiny_story"]["acc"] <= 1.0 for row in scored)
     page = out.with_suffix(".md").read_text()
     assert "## Story tasks" in page and "H6" in page and "## With NF4 inside" in page
-    assert (tmp_path / "out_size.png").exists() and (tmp_path / "out_flops.png").exists()
+    assert all((tmp_path / f"out_{plot}.png").exists() for plot in ("size", "flops", "speed"))
 
 
 def test_copies_do_not_change_the_dense_model():

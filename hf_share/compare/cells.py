@@ -31,10 +31,13 @@ from ..lines import append_line, drop_cut_line, read_lines
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: its name, unique in the comparison, and the settings its function gets."""
+    """One measurement: its name, unique in the comparison, and the settings its function gets. What a clock
+    tells is measured `alone`, with no other cell beside it.
+    """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
 
 Results = dict[str, dict[str, Any]]  # name -> what the cell's function gave
@@ -79,6 +82,8 @@ def run(
             left = [c for name, c in asked.items() if name not in results and name not in busy]
             bar.update(task, total=len(asked), completed=len(asked) - len(left) - len(busy))
             for cell in left[: jobs - len(running)] if failed is None else ():
+                if running and any(c.alone for c in (cell, *running.values())):
+                    break
                 running[pool.submit(_timed, measure, dict(cell.settings))] = cell
             if not running:
                 break

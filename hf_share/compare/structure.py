@@ -3,8 +3,9 @@
 """Structures at equal sizes: a model made smaller in many ways, healed with the same tokens.
 
 Each cell shares the dense model to at most `ratio` of its parameters, measures it, trains all its weights on
-text with the dense model as teacher, and measures again: perplexity, FLOPs a token, decode speed, the bytes
-of its file, and the same with NF4 inside. The dense model itself is healed with the same tokens.
+text with the dense model as teacher, and measures again: perplexity, FLOPs a token, the bytes of its file,
+and the same with NF4 inside. The dense model itself is healed with the same tokens. Decode speed does not
+depend on values: it has cells of its own, each measured with nothing beside it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ..train.settings import Settings
 from ..train.text import target_bytes, windows
 from .cells import Cell, Results
 from .claims import longer
-from .structure_report import CLAIMS, FIRST, page
+from .structure_report import CLAIMS, FIRST, SPEED, page
 from .structures import ARMS, ATTENTION, Case, OutOfReach, build, check_arms, count
 
 
@@ -77,6 +78,7 @@ RATIOS = (0.9, 0.7, 0.5)
 FEW = {"fold, gates": (0.5,), "recursive": (0.7, 0.5)}  # arms that have no size of their own for each ratio
 ALSO = ("ShortGPT", "fold", "relaxed, SVD")  # compared where strict recursion with two loops stands, too
 STRICT = 0.58
+OF_BUILDING = ("context", "windows", "test_bytes")
 
 
 def wanted(config: Config, results: Results) -> Iterator[Cell]:
@@ -84,6 +86,10 @@ def wanted(config: Config, results: Results) -> Iterator[Cell]:
     cells = list(_cells(config))
     yield from cells
     yield from longer(cells, CLAIMS, results, "nll", config.seeds, **FIRST)
+    for cell in cells:
+        if cell.settings["seed"] == 0:
+            kept = {k: v for k, v in cell.settings.items() if k in ("arm", "ratio", "seed", *OF_BUILDING)}
+            yield Cell(f"{cell.name}/speed", {**kept, **SPEED}, alone=True)
 
 
 def _cells(config: Config) -> Iterator[Cell]:
@@ -107,7 +113,7 @@ def _points() -> Iterator[tuple[str, float]]:
 def measure(
     s: Mapping[str, Any], *, model: str, train: str, test: str, task_folder: str = ""
 ) -> dict[str, Any]:
-    """Share, heal and measure one cell."""
+    """Share, heal and measure one cell; or share, and measure how fast it decodes."""
     text = load_texts(model, train, test, s["context"], s["test_bytes"])
     dense: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     calibration = list(text["train"][: s["windows"]].split(4))
@@ -116,14 +122,15 @@ def measure(
         shared = build(s["arm"], s["ratio"], Case(copy.deepcopy(dense), calibration, s["seed"]))
     except OutOfReach as error:
         return {"reachable": False, "stored": error.smallest, "of_dense": error.smallest / whole}
+    if s.get("part") == SPEED["part"]:
+        return {"tokens_per_second": decode_speed(shared.eval(), text["test"][:1, :16])}
     found = {"reachable": True, "stored": count(shared), "of_dense": count(shared) / whole}
     found |= {"plan": _plan(shared), "before": _measure(shared, text)}
     start = time.process_time()
     healed = heal(shared, text["train"], dense, _healing(s))
     found["step_seconds"] = round((time.process_time() - start) / s["steps"], 3)
     after = _measure(healed, text)
-    found |= {"after": after, "nll": after["nll"]}
-    found |= {"flops_a_token": flops(healed, text["test"]), "tokens_per_second": speed(healed, text["test"])}
+    found |= {"after": after, "nll": after["nll"], "flops_a_token": flops(healed, text["test"])}
     if s.get("tasks"):
         tokenizer, names = AutoTokenizer.from_pretrained(model), s["tasks"].split(",")
         options = {"folder": task_folder or None, "limit": s["task_items"]}
@@ -175,11 +182,6 @@ def flops(model: Any, ids: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids[:1])
     return counter.get_total_flops() // ids.shape[1]
-
-
-def speed(model: Any, ids: Tensor) -> float:
-    """Greedy tokens a processor second, which a busy machine does not lengthen."""
-    return decode_speed(model, ids[:1, :16], clock=time.process_time)
 
 
 @cache
