@@ -295,11 +295,14 @@ def _guard_place(base: nn.Module, scope: str, found: Iterable[str]) -> str | Non
 
 
 def _read_guards(model: nn.Module, state_dict: dict[str, Any], at: str, *args: Any) -> None:
-    """`load_state_dict` of what a file holds."""
+    """`load_state_dict` of what a file holds, or one of several: the placeholder may lie in another."""
     record = attached(model)
     for stock, written in record.guards.items() if record else ():
+        found = state_dict.get(at + stock)
         if at + written in state_dict:
             state_dict[at + stock] = state_dict.pop(at + written)
+        elif found is not None and found.numel() == 1 < get_tensor(model, stock).numel():
+            del state_dict[at + stock]
 
 
 def _rebind_after_load(model: nn.Module, incompatible: Any) -> None:

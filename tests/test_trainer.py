@@ -15,6 +15,7 @@ import torch
 import transformers as tf
 from helpers import elements, pointers, recipe, shared, trainer, unique
 from peft import PeftModel, get_peft_model
+from transformers.trainer_utils import load_sharded_checkpoint
 from zoo import build, logits
 
 import hf_share
@@ -173,6 +174,15 @@ WAYS = (
     by_strict, by_assign, by_torch_file, by_whole_file, by_safetensors, by_meta, by_meta_assign, by_deepcopy,
     by_pickle,
 )  # fmt: skip
+
+
+def test_trainer_reads_the_shards_of_a_large_checkpoint(tmp_path):
+    model, new = shared(build("llama")), shared(build("llama", seed=1))
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3, "a guard and its placeholder may lie apart"
+    found = load_sharded_checkpoint(new, tmp_path, strict=False)
+    assert torch.equal(logits(new), logits(model))
+    assert not [key for key in found.missing_keys if "norm" in key]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda w: w.__name__)
