@@ -34,6 +34,7 @@ from .methods.masa import MasaConfig
 from .methods.mos import MosConfig
 from .methods.recursive import RecursiveConfig
 from .methods.share_lora import ShareLoraConfig
+from .methods.svd import SvdConfig
 from .per_layer import per_layer_class
 from .plan import SharePlan
 from .propose import Proposal, propose
@@ -72,6 +73,7 @@ __all__ = [
     "ShareLoraConfig",
     "SharePlan",
     "SiteError",
+    "SvdConfig",
     "block_influence",
     "check_backend_gradients",
     "choices",

@@ -44,6 +44,12 @@ Depth = Annotated[int | None, typer.Option(help="Number of layers.", show_defaul
 Calibration = Annotated[
     str, typer.Option(help="Text to measure layers on: stdlib, a file, or a data set id.")
 ]
+Method = Annotated[
+    str | None, typer.Option(help="A method: fold, masa, mos, recursive, share_lora, svd, ...")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A number of the method, such as group_size=2; repeatable.")
+]
 
 
 def given(**choices: Any) -> dict[str, Any]:
@@ -60,6 +66,35 @@ def load(model: str, dtype: str, tokenizer: bool = True) -> tuple[Any, Any]:
 
     loaded = load_model(model, dtype)
     return loaded, load_tokenizer(model) if tokenizer else None
+
+
+def sharing_of(method: str | None, given: list[str], plan: Path | None) -> Any:
+    """The config of `--method` with its numbers from `--set`, or the plan in a file; None of none."""
+    from .config import ShareConfig
+    from .errors import ConfigError
+    from .plan import SharePlan
+
+    if plan is not None and (method or given):
+        raise ConfigError("--plan says everything; --method and --set go without it")
+    if plan is not None:
+        return SharePlan.from_json(plan.read_text(encoding="utf-8"))
+    if method is None and given:
+        raise ConfigError("--set gives a number of a method; name it with --method")
+    return None if method is None else ShareConfig(method=method, **dict(map(_pair, given)))
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    from .errors import ConfigError
+
+    key, equals, value = text.partition("=")
+    try:
+        if not equals or not key.isidentifier():
+            raise ValueError
+        return key, yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError):
+        raise ConfigError(f"{text!r} is not of the form key=value, such as group_size=2") from None
 
 
 def calibration(tokenizer: Any, text: str, window: int = 256) -> Any:

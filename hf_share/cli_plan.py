@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .cli_common import Calibration, print_json, print_table, require_place
+from .cli_common import Calibration, Method, Set, print_json, print_table, require_place, sharing_of
 from .cli_scan import scan_model
 
 
@@ -21,10 +21,6 @@ Model = Annotated[
     typer.Argument(
         help="A Hub id or a folder; a config.json does for --method and --estimate.", show_default=False
     ),
-]
-Method = Annotated[str | None, typer.Option(help="A method: fold, masa, mos, recursive, share_lora, ...")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="A number of the method, such as group_size=2; repeatable.")
 ]
 PlanFile = Annotated[Path | None, typer.Option(help="A plan as JSON, instead of --method.")]
 AsEstimate = Annotated[
@@ -84,7 +80,7 @@ def plan(
 
     require_place(output, "--output")
     require_place(plot, "--plot")
-    sharing = _sharing(method, set_ or [], plan)
+    sharing = sharing_of(method, set_ or [], plan)
     numbers = {
         "dtype": precision, "bits": bits, "optimizer": optimizer, "batch": batch, "length": length,
         "checkpointing": checkpointing,
@@ -140,34 +136,6 @@ def _read_config(model: str) -> Any:
         return transformers.AutoConfig.from_pretrained(model)
     except OSError as error:
         raise OSError(f"no config at {model!r}: {error}") from None
-
-
-def _sharing(method: str | None, given: list[str], plan: Path | None) -> Any:
-    from .config import ShareConfig
-    from .errors import ConfigError
-    from .plan import SharePlan
-
-    if plan is not None and (method or given):
-        raise ConfigError("--plan says everything; --method and --set go without it")
-    if plan is not None:
-        return SharePlan.from_json(plan.read_text(encoding="utf-8"))
-    if method is None and given:
-        raise ConfigError("--set gives a number of a method; name it with --method")
-    return None if method is None else ShareConfig(method=method, **dict(map(_pair, given)))
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    import yaml
-
-    from .errors import ConfigError
-
-    key, equals, value = text.partition("=")
-    try:
-        if not equals or not key.isidentifier():
-            raise ValueError
-        return key, yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError):
-        raise ConfigError(f"{text!r} is not of the form key=value, such as group_size=2") from None
 
 
 def _show_plan(config: Any, sharing: Any, output: Path | None, as_json: bool) -> None:

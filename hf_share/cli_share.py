@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""`hf-share share`: make a model smaller by a plan, by numbers of FoldGPT, or for a number of bytes."""
+"""`hf-share share`: make a model smaller by numbers of FoldGPT, any method, a plan, or for a number of
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,10 @@ from .cli_common import (
     Calibration,
     Dtype,
     Force,
+    Method,
     Model,
     Output,
+    Set,
     calibration,
     load,
     numbers_table,
@@ -23,6 +27,7 @@ from .cli_common import (
     print_table,
     require_free,
     save,
+    sharing_of,
     tell,
 )
 from .cli_scan import measured_on, proposal, size, told
@@ -52,6 +57,8 @@ def share(
     ] = "none",
     stack: Annotated[str | None, typer.Option(help="Stack of layers, for models with several.")] = None,
     text: Calibration = "stdlib",
+    method: Method = None,
+    set_: Set = None,
     plan: Annotated[
         Path | None, typer.Option(help="A plan as JSON, instead of the options above.")
     ] = None,
@@ -66,12 +73,12 @@ def share(
         "removal_rate": removal_rate, "remove": _numbers(remove), "group_size": group_size,
         "groups": _groups(groups), "parent": parent, "importance": importance, "relax": relax,
     }  # fmt: skip
-    _one_way(by_hand, plan, target_bytes)
+    _one_way(by_hand, {"--plan": plan, "--method": method, "--target-bytes": target_bytes})
     require_free(output, force)
-    config: Any = None
-    if plan is not None:
-        config = hf_share.SharePlan.from_json(plan.read_text(encoding="utf-8"))
-    elif target_bytes is None:
+    config = sharing_of(method, set_ or [], plan)
+    if config is not None and stack is not None:
+        raise hf_share.ConfigError("--stack is of the other ways to share; a method takes --set stack=...")
+    if config is None and target_bytes is None:
         config = hf_share.FoldConfig(stack=stack, **by_hand)
     loaded, tokenizer = load(model, dtype)
     if target_bytes is not None:
@@ -80,26 +87,34 @@ def share(
             print_table(*told(made))
         shared, target = hf_share.share(loaded, made.plan), _target(target_bytes, made)
     else:
-        measures = getattr(config, "needs_calibration", False)
-        data = calibration(tokenizer, text) if measures else None
+        data = calibration(tokenizer, text) if _measures(config) else None
         shared, target = hf_share.share(loaded, config, calibration=data), None
     save(shared, tokenizer, output)
     _finish(hf_share.describe(shared), target, output, as_json)
 
 
-def _one_way(by_hand: dict[str, Any], plan: Path | None, target: str | None) -> None:
+def _measures(config: Any) -> bool:
+    """True if the config, or a rule of the plan, weighs errors by text."""
+    from .rules import step_rule
+
+    steps = getattr(config, "generates", ())
+    return getattr(config, "needs_calibration", False) or any(step_rule(s).calibrated for s in steps)
+
+
+def _one_way(by_hand: dict[str, Any], whole: dict[str, Any]) -> None:
     """Raise unless there is one thing that says what is shared."""
     import hf_share
 
     default = hf_share.FoldConfig()
     given = [name for name, value in by_hand.items() if value != getattr(default, name)]
-    ways = [*(["--plan"] if plan else []), *(["--target-bytes"] if target else [])]
+    ways = [option for option, value in whole.items() if value]
     if ways and (len(ways) > 1 or given):
         named = [*ways, *("--" + name.replace("_", "-") for name in given)]
         raise hf_share.ConfigError(f"{named[0]} says everything; leave out {', '.join(named[1:])}")
     if not ways and not given:
         raise hf_share.ConfigError(
-            "nothing says what to share: --target-bytes 0.6, --group-size 2, --remove 5,6 or --plan FILE"
+            "nothing says what to share: --target-bytes 0.6, --group-size 2, --remove 5,6, "
+            "--method svd --set ratio=0.6, or --plan FILE"
         )
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     "arrange cut plain_lanes",
     "attach",
     "importance gates lines",
+    "weighed",
     "sort_lanes structure",
     "fit materialize elastic per_layer drift activations prune",
     "formed settle extract cut_sizes costs packed backends merge filesize",
@@ -43,7 +44,7 @@ RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer.split(
 OF_METHODS = set(
     "errors about plain steps plan linalg fused sites rules scale config targets adapter importance gates "
     "methods attention atoms factors dense drift allocate low_rank sparse_delta masks nested bywidth lanes "
-    "structure rebuild "
+    "structure rebuild weighed "
     "visits".split()
 )
 LATER = {("plan", "attach")}  # inside a function: `plan.validate(model)`

@@ -32,6 +32,7 @@ from hf_share import (
     ShareConfig,
     ShareLoraConfig,
     SharePlan,
+    SvdConfig,
 )
 from hf_share.sites import Stack, backbone, sites, stacks
 
@@ -126,6 +127,10 @@ def masa(**args):
     return lambda model: MasaConfig(**args)
 
 
+def svd(**args):
+    return lambda model: SvdConfig(**{"ratio": 0.5, "ranks": "equal", **args})
+
+
 def elastic(**args):
     return lambda model: ElasticConfig(**{"bits": [2, 3], "group_size": 16, **args})
 
@@ -202,6 +207,18 @@ def unsaid(case: Case) -> None:
 def pools(e: int = 2, layers: int = 4):
     """e L (in + out) for each type."""
     return lambda model: sum(e * layers * sum(shape) for shape in types(model).values())
+
+
+def factors(model: nn.Module) -> int:
+    """Two thin factors for each linear weight, of the largest rank that is at most half of it."""
+    shapes = types(model).values()
+    return sum(4 * max(rows * columns // (2 * (rows + columns)), 1) * (rows + columns)
+               for rows, columns in shapes)  # fmt: skip
+
+
+def products():
+    """Without the linear weights, with their factors."""
+    return lambda model: size(model) - sum(4 * a * b for a, b in types(model).values()) + factors(model)
 
 
 def loops(visits: int = 4):
@@ -336,6 +353,8 @@ ROWS = {
     "Fold + MASA, adapter": Row(
         fold_then(masa(num_atoms=2), group_size=2), atoms(2), adapter=True, start=as_dense
     ),
+    "Low-rank factors": Row(svd(), products(), start=unsaid),
+    "Low-rank factors, adapter": Row(svd(), factors, adapter=True, start=unsaid),
     "Elastic bits": Row(
         elastic(r_private=2, r_shared=3), added(by_bits(2, 3)), start=unsaid, idle="_2bit$"
     ),

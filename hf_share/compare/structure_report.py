@@ -24,9 +24,10 @@ its weights trained for the same 60 steps of 8 x 256 tokens, half on the text an
 says (forward KL). Perplexity on held-out stories as NLL in nats per token, mean and 95 % interval over seeds;
 the size is the largest each structure reaches within the bound. The dense row had the same healing. tok/s is
 greedy decoding of one row on one thread, with nothing beside it. Verdicts are of paired differences over
-seeds: confirmed or refuted where the 95 % interval excludes 0. H3: recursion with a LoRA for each visit beats strict recursion. H4: the LoRA that starts from the SVD of what the average
-leaves beats one that starts from zero. H5: Matrix PCA beats whitened SVD at equal attention bytes. H6: folded
-layers beat left-out ones at no more than 0.6 of the size."""
+seeds: confirmed or refuted where the 95 % interval excludes 0. H3: recursion with a LoRA for each visit beats
+strict recursion. H4: the LoRA that starts from the SVD of what the average leaves beats one that starts from
+zero. H5: Matrix PCA beats whitened SVD at equal attention bytes. H6: folded layers beat left-out ones at no
+more than 0.6 of the size."""
 
 FIRST = {"part": None}  # cells of the comparison itself, not of a longer run
 SPEED = {"part": "speed"}  # how fast a structure decodes

@@ -24,11 +24,12 @@ from ..importance import block_influence
 from ..methods.fold import FoldConfig
 from ..methods.masa import MasaConfig
 from ..methods.recursive import RecursiveConfig
+from ..methods.svd import SvdConfig
 from ..plan import SharePlan
 from ..rebuild import rebuild
 from ..share import share
 from ..sites import sites, stacks
-from ..steps import Arrange, Generate
+from ..steps import Arrange
 from .laco import collapse
 
 
@@ -116,19 +117,18 @@ def relaxed_zero(case: Case) -> Plans:
     return relaxed(case, "zero")
 
 
-def whitened(case: Case, letters: str = "") -> Plans:
-    """Every linear weight becomes a low-rank product, by the same share of its size."""
-    yield [partial(_products, case, percent, letters) for percent in range(99, 0, -1)]
+def whitened(case: Case, ranks: str = "equal", letters: str = "") -> Plans:
+    """Every linear weight, or the attention's, becomes a low-rank product, by the same share of its size."""
+    found = [s for s in sites(case.model) if s.stack and (not letters or _letter(s.role) in letters)]
+    given = {"ranks": ranks, "target_modules": list(dict.fromkeys(s.role for s in found))}
+    least = sum(sum(s.shape) for s in found) / sum(s.in_features * s.out_features for s in found)  # rank 1
+    configs = (SvdConfig(ratio=percent / 100, **given) for percent in range(99, int(100 * least), -1))
+    yield [partial(config.resolve, case.model, case.calibration) for config in configs]
 
 
-def _products(case: Case, percent: int, letters: str) -> SharePlan:
-    steps = []
-    for site in sites(case.model):
-        r = max(int(percent / 100 * site.in_features * site.out_features / sum(site.shape)), 1)
-        if site.stack and (not letters or _letter(site.role) in letters):
-            name, args = site.name.replace(".", "_"), {"r": r, "init": "whitened"}
-            steps.append(Generate(rule="factors", sites=(site.name,), group=name, args=args))
-    return SharePlan(tuple(steps))
+def by_error(case: Case) -> Plans:
+    """The same with ranks where they take most of the error."""
+    return whitened(case, "error")
 
 
 def _random_tie(case: Case, unique: int) -> SharePlan:
@@ -187,6 +187,7 @@ ARMS: dict[str, Callable[[Case], Plans]] = {
     "relaxed, SVD": relaxed,
     "relaxed, zero": relaxed_zero,
     "whitened SVD": whitened,
+    "SVD, by error": by_error,
 }
 OTHERS = ("dense", "LaCo")
 ATTENTION = ("Matrix PCA", "whitened SVD, attention")  # ratios of these are of the attention weights
@@ -242,7 +243,7 @@ def _attention(arm: str, ratio: float, case: Case) -> nn.Module:
     if arm == "Matrix PCA":
         plan = MasaConfig(projections="qkvo", ratio=ratio).resolve(case.model, case.calibration)
         return share(case.model, plan, calibration=case.calibration)
-    return _largest(case, whitened(case, "qkvo"), count(case.model) - dense + int(ratio * dense))
+    return _largest(case, whitened(case, letters="qkvo"), count(case.model) - dense + int(ratio * dense))
 
 
 def check_arms(names: Sequence[str]) -> None:

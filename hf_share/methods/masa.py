@@ -36,17 +36,16 @@ from ..allocate import Option, allocate
 from ..atoms import COEFS, INITS, Atoms
 from ..attention import LETTERS, projection_types
 from ..config import ShareConfig, method
-from ..dense import dense
 from ..drift import cut, kl_drift
-from ..errors import ConfigError, Refused, unknown
+from ..errors import ConfigError, unknown
 from ..factors import Factors
-from ..importance import second_moments
-from ..linalg import energies, gram_pca, root
+from ..linalg import energies, gram_pca
 from ..low_rank import LowRank
 from ..plan import SharePlan
 from ..rules import Rule
-from ..sites import Site, backbone, stacks
+from ..sites import Site, stacks
 from ..steps import Generate
+from ..weighed import weighed
 
 
 MOST_COUNTS = 9  # numbers of atoms that are tried for a group, spread evenly where there are more layers
@@ -219,19 +218,8 @@ class MasaConfig(ShareConfig):
         self, model: nn.Module, units: list[list[Site]], calibration: Any
     ) -> list[tuple[int, list[int | None]]]:
         """Atoms and ranks of each unit, by the budget."""
-        base, every = backbone(model), [site for unit in units for site in unit]
-        if any(p.is_meta for p in model.parameters()):
-            raise Refused(
-                "ratio weighs the errors of weights, and this model has no values (a method after a "
-                "structural one meets its shape only); give num_atoms and residual_rank"
-            )
-        held = {site.name: dense(base, site) for site in every}
-        if len({w.data_ptr() for w in held.values()}) < len(every):
-            raise Refused(
-                "ratio counts every weight once, and some of these are tied; give num_atoms and residual_rank"
-            )
-        moments = second_moments(model, calibration, list(dict.fromkeys(site.module for site in every)))
-        roots = {name: root(moment) for name, moment in moments.items()}
+        every = [site for unit in units for site in unit]
+        held, roots = weighed(model, every, calibration, "give num_atoms and residual_rank")
         assert self.ratio is not None
         with torch.no_grad():
             options = [

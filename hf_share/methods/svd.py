@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: 2026 The hf_share authors
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank factors: every weight becomes a product of two thin matrices (SVD-LLM, arXiv 2403.07378).
+
+    W' = B A,   A (r, in),  B (out, r)        stored: r (in + out) instead of in out
+
+Nothing is shared: it is the yardstick that sharing has to beat at equal bytes, and often does not. B and A
+come from the singular value decomposition of W R, where R R^T = E[x x^T] on calibration text, so that they
+are the rank-r product with the least error of the *output*; of W alone where no text is given.
+
+The paper keeps the same share of every weight (`ranks="equal"`). Here a budget is spent by error: the rank
+goes where it takes most of E |(W - W') x|^2 / E |W x|^2 for a number (`allocate`), and a weight whose product
+would cost too much stays dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter import group_names
+from ..allocate import Option, allocate
+from ..config import ShareConfig, method
+from ..errors import ConfigError, unknown
+from ..factors import Factors
+from ..linalg import energies
+from ..plan import SharePlan
+from ..sites import Site
+from ..steps import Generate
+from ..targets import ALL_LINEAR, select
+from ..weighed import weighed
+
+
+RANKS = ("error", "equal")
+
+
+@method
+@dataclass
+class SvdConfig(ShareConfig):
+    """Config of low-rank factors, for `hf_share.share` or `get_peft_model`. Give `share` calibration text.
+
+    Args:
+        ratio: stored over dense numbers of the targeted weights, what is *kept*; embeddings and norms come on
+            top.
+        ranks: `"error"` spends it where errors are largest, `"equal"` keeps the same share of each weight.
+        target_modules: as in peft: a list of endings, a regex, or `"all-linear"`.
+
+    Example:
+        >>> SvdConfig(ratio=0.6).ranks
+        'error'
+    """
+
+    name: ClassVar[str] = "svd"
+
+    ratio: float = 0.7
+    ranks: str = "error"
+    target_modules: list[str] | str | None = ALL_LINEAR
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio < 1:
+            raise ConfigError(f"ratio is {self.ratio!r}; 0 < ratio < 1 fits, the share of numbers kept")
+        if self.ranks not in RANKS:
+            raise unknown("ranks", self.ranks, RANKS, ConfigError)
+
+    @property
+    def needs_calibration(self) -> bool:
+        return True  # what was measured may come out another way elsewhere: a plan that is given is taken
+
+    def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
+        found = select(model, self)
+        ranks = self._by_error(model, found, calibration) if self.ranks == "error" else self._equal(found)
+        init = "whitened" if calibration is not None else "svd"
+        types: dict[tuple, list[Site]] = {}
+        for site, rank in zip(found, ranks, strict=True):
+            if rank is not None:
+                types.setdefault((site.stack, site.role, site.shape, rank), []).append(site)
+        names = group_names(model, "svd", list(types.values()))
+        steps = []
+        for (*_, rank), name in zip(types, names, strict=True):
+            made, own = Factors(r=rank, init=init), types[(*_, rank)]
+            steps.append(
+                Generate(rule=made.name, sites=tuple(s.name for s in own), group=name, args=made.args())
+            )
+        return SharePlan(tuple(steps))
+
+    def _equal(self, found: Sequence[Site]) -> list[int]:
+        return [max(int(self.ratio * _numbers(site) / sum(site.shape)), 1) for site in found]
+
+    def _by_error(self, model: nn.Module, found: list[Site], calibration: Any) -> list[int | None]:
+        held, roots = weighed(model, found, calibration, 'give ranks="equal"')
+        with torch.no_grad():
+            units = [[_option(site, held[site.name], roots.get(site.module))] for site in found]
+        choices = allocate(units, int(self.ratio * sum(map(_numbers, found))))
+        return [choice.ranks[0] for choice in choices]
+
+
+def _numbers(site: Site) -> int:
+    return site.in_features * site.out_features
+
+
+def _option(site: Site, W: Tensor, R: Tensor | None) -> Option:
+    """What each rank leaves of the output of W (out, in), as a share of it."""
+    found = energies(W.float() if R is None else W.float() @ R).cpu()
+    cost, whole = sum(site.shape), _numbers(site)
+    share = found / found.sum().clamp_min(1e-30)
+    most = max((whole - 1) // cost, 1)
+    return Option(atoms=0, fixed=0, cost=cost, energies=(share,), least=1, most=most, dense=whole)
