@@ -62,6 +62,7 @@ def test_help_lists_settings_with_types_and_defaults(task):
     "words, message",
     [
         (["m", "--tail_layres", "2"], "unknown key 'tail_layres'; did you mean 'tail_layers'?"),
+        (["m", "--schedule", "lnear"], "unknown schedule 'lnear'; did you mean 'linear'?"),
         (["m", "--steps", "many"], "steps='many' is not of type int"),
         (["m", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["m", "n"], "'n' has no key"),

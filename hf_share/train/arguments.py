@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import SchedulerType
 
 from ..errors import ConfigError, unknown
 from ..files import CONFIGS
 from .settings import Settings
 
 
+SCHEDULES = [kind.value for kind in SchedulerType]
 SETTINGS = "settings.json"  # in the folder of checkpoints: what the run was
 
 
@@ -103,6 +105,11 @@ class RunConfig(TextRun):
     """Numbers of a training that starts from a model."""
 
     model: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES, ConfigError)
 
     def need_model(self, what: str) -> None:
         """Refuse to run without a model, which a recipe's file may leave to the command line, or over one."""

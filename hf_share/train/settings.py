@@ -80,6 +80,7 @@ class Settings:
             allow_abbrev=False,
         )
         parser.add_argument("--config", help="a YAML file of the keys below; keys on the command line win")
+        parser.add_argument("--json", action="store_true", help="what was measured as JSON, for machines")
         options, rest = parser.parse_known_args(arguments)
         try:
             return cls.load(options.config, _overrides(cls, rest), defaults(cls.TASK))
