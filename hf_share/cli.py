@@ -6,7 +6,6 @@ that differ exits with 1, everything that was done with 0.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -193,8 +192,9 @@ def _card_options(
     notes: list[str] | None,
 ) -> dict[str, Any]:
     from .eval.report import baseline_of, scores_of
+    from .files import read_json
 
-    found = None if results is None else json.loads(results.read_text(encoding="utf-8"))
+    found = None if results is None else read_json(results)
     return {
         "base_model": base, "datasets": datasets or (), "license": license, "notes": notes or (),
         "results": scores_of(found, folder), "baseline": baseline_of(found, folder),

@@ -72,15 +72,26 @@ def sharing_of(method: str | None, given: list[str], plan: Path | None) -> Any:
     """The config of `--method` with its numbers from `--set`, or the plan in a file; None of none."""
     from .config import ShareConfig
     from .errors import ConfigError
-    from .plan import SharePlan
 
     if plan is not None and (method or given):
         raise ConfigError("--plan says everything; --method and --set go without it")
     if plan is not None:
-        return SharePlan.from_json(plan.read_text(encoding="utf-8"))
+        return plan_in(plan)
     if method is None and given:
         raise ConfigError("--set gives a number of a method; name it with --method")
     return None if method is None else ShareConfig(method=method, **dict(map(_pair, given)))
+
+
+def plan_in(path: Path) -> Any:
+    """The plan in a JSON file."""
+    from .errors import PlanError
+    from .files import read_text
+    from .plan import SharePlan
+
+    try:
+        return SharePlan.from_json(read_text(path))
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -110,6 +121,8 @@ def calibration(tokenizer: Any, text: str, window: int = 256) -> Any:
 
 def require_free(output: Path, force: bool) -> None:
     """Raise if `output` holds a model or an adapter that nobody allowed to write over."""
+    if output.is_file():
+        raise FileExistsError(f"{output} is a file; choose a folder")
     held = any((output / name).exists() for name in ("config.json", "adapter_config.json"))
     if held and not force:
         raise FileExistsError(f"{output} already holds a model; choose another folder or add --force")

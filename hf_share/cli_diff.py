@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_common import AsJson, print_json, print_table, tell
+from .cli_common import AsJson, plan_in, print_json, print_table, tell
 
 
 Plan = Annotated[
@@ -38,7 +38,7 @@ def read_plan(place: str) -> Any:
     from .plan import SharePlan
 
     if Path(place).is_file() and Path(place).name not in ("config.json", "adapter_config.json"):
-        return SharePlan.from_json(Path(place).read_text(encoding="utf-8"))
+        return plan_in(Path(place))
     found = stored_plan(place)
     if found is None:
         tell(f"{place} has no plan: it is a plain model")

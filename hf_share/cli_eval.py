@@ -148,11 +148,12 @@ def _rows(text: str) -> int | str:
 def _text(text: Path | None, lines: str | None) -> dict[str, Any]:
     from .errors import ConfigError
     from .eval.perplexity import wikitext
+    from .files import read_text
 
     if text is not None and lines is not None:
         raise ConfigError("--text and --wikitext are two ways to measure perplexity; give one")
     if text is not None:
-        return {"text": text.read_text(encoding="utf-8"), "text_name": text.name}
+        return {"text": read_text(text), "text_name": text.name}
     if lines is None:
         return {}
     return {"text": wikitext(_lines(lines)), "text_name": f"{Path(lines).name} (WikiText-2 protocol)"}

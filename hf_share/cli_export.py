@@ -66,10 +66,11 @@ def export(
 ) -> None:
     """Write a plain or quantised checkpoint, a plain LoRA (lora), or a folder for llama.cpp (gguf)."""
     from .export import export as write
+    from .files import read_text
 
     require_free(output, force)
     choices = given(bits=bits, ffn=ffn, kv_groups=kv_groups, depth=depth)
-    words = None if text is None else text.read_text(encoding="utf-8")[:TEXT_MOST]
+    words = None if text is None else read_text(text)[:TEXT_MOST]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the conversion costs")  # it is told below, in a line
         done = write(source, format, output, dtype, text=words, name=choose, budget=budget, **choices)

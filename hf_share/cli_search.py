@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,7 +137,9 @@ def _windows(tokenizer: Any, documents: Sequence[str], length: int, tokens: int)
 
 
 def _read(latency: Path | None) -> Any:
-    return None if latency is None else json.loads(latency.read_text(encoding="utf-8"))
+    from .files import read_json
+
+    return None if latency is None else read_json(latency)
 
 
 def _table(found: Any) -> Table:

@@ -4,15 +4,43 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
 
 
 CONFIGS = ("config.json", "adapter_config.json")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file that a person names.
+
+    Raises:
+        ConfigError: if it is no UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8: {error}") from None
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds that a person names.
+
+    Raises:
+        ConfigError: if it is no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from None
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

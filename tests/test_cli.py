@@ -66,6 +66,11 @@ def test_share_ranks_by_gates_and_relaxes(folder):
         (["share", "dense", "-o", "new", "--group-size", "2", "--parent", "men"], "did you mean 'mean'"),
         (["share", "dense", "-o", "new", "--importance", "gates"], "did you mean 'gate'"),
         (["share", "nowhere/at-all", "-o", "new", "--group-size", "2"], "no model at 'nowhere/at-all'"),
+        (["share", "dense", "-o", "new", "--plan", "bad.json"], "bad.json: a plan must be JSON"),
+        (["share", "dense", "-o", "bad.json", "--group-size", "2"], "bad.json is a file; choose a folder"),
+        (["share", "./nowhere", "-o", "new", "--group-size", "2"], "'./nowhere': there is no such folder"),
+        (["eval", "dense", "--text", "bytes.txt"], "bytes.txt is no text in UTF-8"),
+        (["card", "dense", "--results", "bad.json"], "bad.json is no JSON"),
         (["compare", "dense", "nowhere/at-all"], "no model at 'nowhere/at-all'"),
         (["compare", "dense", "dense@revision=v2"], "a folder has no revisions"),
         (["compare", "dense", "dense@quant=nf5"], "did you mean 'nf4'"),
@@ -76,8 +81,10 @@ def test_share_ranks_by_gates_and_relaxes(folder):
 )
 def test_errors_are_one_line_and_nothing_is_written(folder, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(folder)
+    (folder / "bad.json").write_text('{"version": 1')
+    (folder / "bytes.txt").write_bytes(b"\xff\x00")
     assert message in error_of(monkeypatch, capsys, *arguments)
-    assert sorted(p.name for p in folder.iterdir()) == ["dense"]
+    assert sorted(p.name for p in folder.iterdir()) == ["bad.json", "bytes.txt", "dense"]
 
 
 def test_help_names_every_option():

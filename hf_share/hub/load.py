@@ -138,7 +138,9 @@ def adapter_base(place: str, **at: str) -> str | None:
         return None
     except (OSError, ValueError) as error:
         if not _is_adapter(place, **at):
-            raise OSError(f"no model at {place!r}: {error}") from None
+            local = Path(place).is_absolute() or place.startswith(".")
+            why = "there is no such folder" if local and not Path(place).exists() else error
+            raise OSError(f"no model at {place!r}: {why}") from None
     config: Any = PeftConfig.from_pretrained(place, **at)
     if not config.base_model_name_or_path:
         raise ConfigError(f"the adapter at {place!r} does not say which model it is for")

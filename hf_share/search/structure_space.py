@@ -40,7 +40,10 @@ def structure_space(model: nn.Module) -> Space:
     """
     groups = _groups(model)
     if not groups:
-        raise ConfigError("this model has no choice of structure; hf_share.ElasticConfig(ffn=...) makes one")
+        raise ConfigError(
+            "this model has no choice of bits or of structure; hf_share.ElasticConfig(bits=...) or (ffn=...) "
+            "makes one"
+        )
     index, tensors = {s.name: s for s in sites(model, parts=True)}, tensors_of(model)
     decisions = tuple(
         Decision(

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import read_text
+
 
 SUFFIXES = (".jsonl", ".md", ".txt")
 PIECE = 1 << 16  # characters of a streamed file that does not mark its documents
@@ -69,7 +71,7 @@ class Documents:
     def _text(self, path: Path) -> Iterator[str]:
         if self.pieces:
             return _pieces(path, self.separator)
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if not self.separator or self.separator not in text:
             return iter([text])
         return (part.strip("\n") for part in text.split(self.separator) if part.strip())
