@@ -19,7 +19,7 @@ import transformers as tf
 from hf_share import CheckpointError, ConfigError
 from hf_share.compare import adapters, encoder
 from hf_share.compare.cells import Cell, read, run
-from hf_share.compare.claims import Claim, longer, said
+from hf_share.compare.claims import Claim, at_other_rates, longer, said
 from hf_share.compare.main import main
 from hf_share.compare.rates import arm_cells, best_rate, grid
 from hf_share.compare.report import by_seed, table
@@ -192,6 +192,38 @@ def test_a_refuted_claim_is_run_again_for_longer():
     assert said(CLAIMS, found, "nll", part="final").splitlines()[0].endswith(
         "**refuted**; 4 times the steps, seed 0: -1.0000 nat"
     )
+
+
+def test_a_refuted_claim_is_tried_at_other_learning_rates():
+    claims = [Claim("H", {"arm": "ours"}, {"arm": "theirs"})]
+
+    def cells(results):
+        first = [Cell(f"{arm}/{seed}", {"arm": arm, "seed": seed, "learning_rate": 1e-3})
+                 for arm in ("ours", "theirs") for seed in range(3)]  # fmt: skip
+        yield from first
+        yield from at_other_rates(first, claims, results, "nll", 3, part=None)
+
+    def measured(results, nll):
+        return {c.name: results.get(c.name) or {"cell": c.name, **c.settings, "nll": nll(c.settings)}
+                for c in cells(results)}  # fmt: skip
+
+    def nll(s):
+        falling = {3e-3: 1.6, 9e-3: 1.8}  # the best of ours is one rate up, of theirs the one it has
+        if s["arm"] == "theirs":
+            return 1.0 if s["learning_rate"] == 1e-3 else 1.5
+        return falling.get(s["learning_rate"], 2.0 + 0.01 * s["seed"])
+
+    results = measured({}, nll)
+    assert len(results) == 6
+    results = measured(results, nll)
+    new = {"ours/0/search/3.3e-04", "ours/0/search/3.0e-03", "theirs/0/search/3.3e-04",
+           "theirs/0/search/3.0e-03"}  # fmt: skip
+    assert new == set(results) - {f"{arm}/{seed}" for arm in ("ours", "theirs") for seed in range(3)}
+    assert "learning rate" not in said(claims, results, "nll", part=None), "the best of ours is at an edge"
+    results = measured(results, nll)
+    assert len(results) == 11 and measured(results, nll) == results
+    line = said(claims, results, "nll", part=None)
+    assert line.endswith("each at its best learning rate (3.0e-03 and 1.0e-03), seed 0: +0.6000 nat")
 
 
 def test_tables():

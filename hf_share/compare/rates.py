@@ -40,18 +40,23 @@ def arm_cells(
     rates = grid(stem, published, config.grid, results)
     for rate in rates:
         search = {"part": "search", "steps": config.search_steps, "seed": 0, "rate": rate}
-        yield Cell(f"{stem}/search/{rate:.1e}", {**settings, **search})
+        yield Cell(searched(stem, rate), {**settings, **search})
     best = best_rate(stem, rates, results)
     for seed in range(config.seeds) if best is not None else ():
         final = {"part": "final", "steps": config.steps, "seed": seed, "rate": best}
         yield Cell(f"{stem}/seed={seed}", {**settings, **final})
 
 
-def grid(stem: str, published: float, count: int, results: Results) -> list[float]:
+def searched(stem: str, rate: float) -> str:
+    """The name of the cell that tries `rate`."""
+    return f"{stem}/search/{rate:.1e}"
+
+
+def grid(stem: str, published: float, count: int, results: Results, key: str = "valid_nll") -> list[float]:
     """Rates to search, smallest first; longer while the best of a finished grid is at its edge."""
     rates = [_short(published * 3.0 ** (i - 1)) for i in range(count)]
     while len(rates) < MOST:
-        found = _scores(stem, rates, results)
+        found = _scores(stem, rates, results, key)
         if None in found:
             break
         best = min(range(len(rates)), key=found.__getitem__)
@@ -61,15 +66,15 @@ def grid(stem: str, published: float, count: int, results: Results) -> list[floa
     return rates
 
 
-def best_rate(stem: str, rates: list[float], results: Results) -> float | None:
+def best_rate(stem: str, rates: list[float], results: Results, key: str = "valid_nll") -> float | None:
     """The best rate of a finished grid, or None while some of it is not measured."""
-    found = _scores(stem, rates, results)
+    found = _scores(stem, rates, results, key)
     return None if None in found else rates[min(range(len(rates)), key=found.__getitem__)]
 
 
-def _scores(stem: str, rates: list[float], results: Results) -> list[Any]:
-    rows = [results.get(f"{stem}/search/{rate:.1e}") for rate in rates]
-    return [None if row is None else _or_worst(row["valid_nll"]) for row in rows]
+def _scores(stem: str, rates: list[float], results: Results, key: str) -> list[Any]:
+    rows = [results.get(searched(stem, rate)) for rate in rates]
+    return [None if row is None else _or_worst(row[key]) for row in rows]
 
 
 def _or_worst(value: float | None) -> float:

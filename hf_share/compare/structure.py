@@ -36,7 +36,7 @@ from ..train.heal import HealConfig, heal
 from ..train.settings import Settings
 from ..train.text import target_bytes, windows
 from .cells import Cell, Results
-from .claims import longer
+from .claims import at_other_rates, longer
 from .structure_report import CLAIMS, FIRST, SPEED, page
 from .structures import ARMS, ATTENTION, Case, OutOfReach, build, check_arms, count
 
@@ -78,6 +78,7 @@ RATIOS = (0.9, 0.7, 0.5)
 FEW = {"fold, gates": (0.5,), "recursive": (0.7, 0.5)}  # arms that have no size of their own for each ratio
 ALSO = ("ShortGPT", "fold", "relaxed, SVD")  # compared where strict recursion with two loops stands, too
 STRICT = 0.58
+OF_TASKS = ("tasks", "task_items")
 OF_BUILDING = ("context", "windows", "test_bytes")
 
 
@@ -85,7 +86,9 @@ def wanted(config: Config, results: Results) -> Iterator[Cell]:
     """The cells of the comparison that can be measured, given what has been."""
     cells = list(_cells(config))
     yield from cells
-    yield from longer(cells, CLAIMS, results, "nll", config.seeds, **FIRST)
+    plain = [Cell(c.name, {k: v for k, v in c.settings.items() if k not in OF_TASKS}) for c in cells]
+    for more in (longer, at_other_rates):
+        yield from more(plain, CLAIMS, results, "nll", config.seeds, **FIRST)
     for cell in cells:
         if cell.settings["seed"] == 0:
             kept = {k: v for k, v in cell.settings.items() if k in ("arm", "ratio", "seed", *OF_BUILDING)}
