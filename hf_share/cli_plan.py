@@ -12,14 +12,24 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .cli_common import Calibration, Method, Set, print_json, print_table, require_place, sharing_of
-from .cli_scan import scan_model
+from .cli_common import (
+    Calibration,
+    Method,
+    Set,
+    load,
+    print_json,
+    print_table,
+    require_place,
+    sharing_of,
+)
+from .cli_scan import measured_on, scan_model
 
 
 Model = Annotated[
     str,
     typer.Argument(
-        help="A Hub id or a folder; a config.json does for --method and --estimate.", show_default=False
+        help="A Hub id or a folder; a config.json does for --estimate and a --method that measures nothing.",
+        show_default=False,
     ),
 ]
 PlanFile = Annotated[Path | None, typer.Option(help="A plan as JSON, instead of --method.")]
@@ -74,9 +84,11 @@ def plan(
 ) -> None:
     """Scan a model for what could be shared, and propose a plan for --target-bytes.
 
-    With --method or --plan, show that plan; with --estimate, the memory that training takes.
+    With --method or --plan, show that plan (a method that measures reads the weights and --text); with
+    --estimate, the memory that training takes.
     """
     from .errors import ConfigError
+    from .files import write_text
 
     require_place(output, "--output")
     require_place(plot, "--plot")
@@ -93,7 +105,10 @@ def plan(
     _refuse_scan(target_bytes, plot, measure)
     config = _read_config(model)
     if not estimate:
-        _show_plan(config, sharing, output, as_json)
+        made = _resolved(model, config, sharing, text)
+        if output is not None:
+            write_text(output, made.to_json(indent=2))
+        print(made.to_json() if as_json else made)
         return
     if output is not None:
         raise ConfigError("--output is of a plan; --estimate prints numbers, with --json for a file")
@@ -138,19 +153,18 @@ def _read_config(model: str) -> Any:
         raise OSError(f"no config at {model!r}: {error}") from None
 
 
-def _show_plan(config: Any, sharing: Any, output: Path | None, as_json: bool) -> None:
-    from .estimate import require_shapes
-    from .files import write_text
+def _resolved(name: str, config: Any, sharing: Any, text: str) -> Any:
+    """The plan for the model: from its shapes, or from its weights where the method measures them."""
     from .plan import SharePlan
     from .shapes import build_on_meta
 
-    require_shapes(sharing)
+    if getattr(sharing, "needs_calibration", False):
+        model, tokenizer = load(name, "auto")
+        return sharing.resolve(model, measured_on(model, tokenizer, text))
     shapes = build_on_meta(config)
     made = sharing if isinstance(sharing, SharePlan) else sharing.resolve(shapes)
     made.validate(shapes)
-    if output is not None:
-        write_text(output, made.to_json(indent=2))
-    print(made.to_json() if as_json else made)
+    return made
 
 
 def _estimates(config: Any, sharing: Any, train: str | None, numbers: dict[str, Any]) -> list[Any]:

@@ -63,7 +63,7 @@ def test_the_table_has_dense_lora_and_the_method(config, monkeypatch):
         (["-o", "plan.json"], "--target-bytes"),
         (["--estimate", "--optimizer", "adam"], "did you mean 'adamw'"),
         (["--estimate", "--bits", "4", "--train", "full"], "do not train in full"),
-        (["--method", "fold", "--set", "removal_rate=0.5"], "hold no weights"),
+        (["--method", "fold", "--set", "removal_rate=0.5"], "is a file, which holds no weights"),
         (["--method", "fold", "--plan", "plan.json"], "go without it"),
         (["--plan", "plan.json"], "plan.json"),
         (["--train", "full"], "--train is of the memory that training takes"),

@@ -101,6 +101,8 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     told = json.loads(run(*share, tmp_path / "small", *method, *given))
     assert told["stored"] < hf_share.describe(zoo.build("llama", vocab_size=300)).stored
     (tmp_path / "plan.json").write_text(json.dumps(told["plan"]))
+    planned = run("plan", tmp_path / "dense", *method, "--text", tmp_path / "text.txt", "--json")
+    assert hf_share.SharePlan.from_json(planned) == hf_share.SharePlan.from_dict(told["plan"]).source()
     again = json.loads(run(*share, tmp_path / "again", "--plan", tmp_path / "plan.json", *given))
     assert again == told
     for words, message in (
