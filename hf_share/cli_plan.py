@@ -84,8 +84,7 @@ def plan(
 ) -> None:
     """Scan a model for what could be shared, and propose a plan for --target-bytes.
 
-    With --method or --plan, show that plan (a method that measures reads the weights and --text); with
-    --estimate, the memory that training takes.
+    With --method or --plan, show that plan; with --estimate, the memory that training takes.
     """
     from .errors import ConfigError
     from .files import write_text
