@@ -22,7 +22,7 @@ from .cut import cut_modules, cuts, narrowed_index
 from .errors import PlanError, Refused, SiteError, unknown
 from .lanes import Lanes
 from .modules import Share, SharedLinear, Store, add_share, limit_inputs
-from .plan import MAX_BYTES, SharePlan
+from .plan import SharePlan, require_size
 from .rules import Rule, site_rules, step_rule
 from .sites import STORES, Site, backbone, find_site, prefix, resolve, sites, store_groups
 from .steps import Generate
@@ -36,8 +36,7 @@ ALLOWED_GROWTH = (
 
 def check(model: nn.Module, plan: SharePlan) -> None:
     """Raise the error `attach(model, plan)` would raise; change nothing, allocate nothing."""
-    if len(plan.to_json()) > MAX_BYTES:
-        raise PlanError(f"a plan has at most {MAX_BYTES} bytes of JSON, or its file could not be read again")
+    require_size(len(plan.to_json()))  # its file could not be read again
     record = attached(model)
     if record:
         _ = record.plan + plan.checkpoint()  # raises where a step of each owns the same weight

@@ -30,6 +30,12 @@ MAX_BYTES = 1 << 20  # ten times what 126 layers need; a larger one carries data
 FORMS = ("source", "checkpoint")
 
 
+def require_size(count: int) -> None:
+    """Raise `PlanError` for more bytes of JSON than any plan is read from."""
+    if count > MAX_BYTES:
+        raise PlanError(f"a plan has at most {MAX_BYTES} bytes of JSON; this one has {count}")
+
+
 @dataclass(frozen=True)
 class SharePlan:
     """An ordered tuple of steps and the form they are in. Equal by value; exact through JSON and back.
@@ -135,8 +141,7 @@ class SharePlan:
         """Read what `to_json` wrote. Raises `PlanError` for anything else."""
         if not isinstance(text, str):
             raise PlanError(f"a plan must be JSON text, not {type(text).__name__}")
-        if len(text) > MAX_BYTES:
-            raise PlanError(f"a plan has at most {MAX_BYTES} bytes of JSON; this one has {len(text)}")
+        require_size(len(text))
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -163,8 +168,7 @@ class SharePlan:
             size = len(json.dumps(data, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be plain JSON values: {error}") from None
-        if size > MAX_BYTES:
-            raise PlanError(f"a plan has at most {MAX_BYTES} bytes of JSON; this one has {size}")
+        require_size(size)
         return cls(tuple(_read_step(s) for s in data["steps"]), data.get("form", "source"))
 
     def validate(self, model) -> None:

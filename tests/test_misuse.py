@@ -136,7 +136,7 @@ def test_a_slice_reads_no_file_but_those_beside_its_index(tmp_path):
 
 
 def test_a_plan_too_large_to_be_read_again_is_not_made(monkeypatch):
-    monkeypatch.setattr("hf_share.attach.MAX_BYTES", 200)
+    monkeypatch.setattr("hf_share.plan.MAX_BYTES", 200)
     with pytest.raises(PlanError, match="a plan has at most 200 bytes of JSON"):
         hf_share.share(build("llama"), hf_share.ElasticConfig(group_size=16))
 
