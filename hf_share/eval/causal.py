@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import (
@@ -74,15 +73,3 @@ def _learned_positions(model: nn.Module) -> int | None:
                                                                             "position_embeddings")
     ]  # fmt: skip
     return min(found) if found else None
-
-
-def on_device(model: Any) -> Any:
-    """The model where it is fast: on this process's accelerator, if there is one and it is not spread over
-    several or quantised already.
-    """
-    from accelerate import PartialState
-
-    placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
-    if torch.accelerator.is_available() and not placed:
-        model.to(PartialState().device)
-    return model

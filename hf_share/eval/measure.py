@@ -23,7 +23,7 @@ from ..describe import describe
 from ..errors import ConfigError
 from ..filesize import file_size
 from ..hub.load import find_model, load_model, load_tokenizer, split_choice
-from .causal import on_device
+from .device import on_device
 from .harness import TaskResult, task_results
 from .perplexity import Perplexity, text_perplexity
 from .report import Report

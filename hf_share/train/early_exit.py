@@ -26,7 +26,8 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from ..elastic import choices, chosen
 from ..errors import ConfigError, Refused
-from ..eval.causal import load_causal, on_device
+from ..eval.causal import load_causal
+from ..eval.device import on_device
 from ..eval.perplexity import Perplexity, perplexity
 from ..sites import stacks
 from ..steps import Arrange

@@ -34,7 +34,8 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 from ..config import ShareConfig
 from ..elastic import choices, chosen
 from ..errors import ConfigError, unknown
-from ..eval.causal import load_causal, on_device
+from ..eval.causal import load_causal
+from ..eval.device import on_device
 from ..eval.perplexity import Perplexity, perplexity
 from ..importance import tokenize
 from ..modules import Share, Store

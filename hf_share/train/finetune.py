@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedModel, Trainer, set_seed
 
 from ..config import ShareConfig
 from ..errors import ConfigError
-from ..eval.causal import load_causal, on_device
+from ..eval.causal import load_causal
+from ..eval.device import on_device
 from ..eval.perplexity import perplexity
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split

@@ -22,7 +22,8 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from ..config import ShareConfig
 from ..errors import ConfigError, unknown
-from ..eval.causal import load_causal, on_device
+from ..eval.causal import load_causal
+from ..eval.device import on_device
 from ..eval.perplexity import perplexity
 from ..importance import tokenize
 from ..methods.share_lora import ShareLoraConfig
