@@ -24,9 +24,7 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Write over a model in the output folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Choose = Annotated[
-    str | None, typer.Option(help="A subnet of the model's subnets.json.", show_default=False)
-]
+Choose = Annotated[str | None, typer.Option(help="A subnet of the model's subnets.json.", show_default=False)]
 Budget = Annotated[
     str | None,
     typer.Option(help='The best of them within "3.0 bits" or "1.2 MB".', show_default=False),
@@ -43,6 +41,9 @@ Groups = Annotated[
 Depth = Annotated[int | None, typer.Option(help="Number of layers.", show_default=False)]
 Calibration = Annotated[
     str, typer.Option(help="Text to measure layers on: stdlib, a file, or a data set id.")
+]
+LowRank = Annotated[
+    bool, typer.Option("--low-rank", help="For --target-bytes: try low-rank factors of every weight, too.")
 ]
 Method = Annotated[
     str | None, typer.Option(help="A method: fold, masa, mos, recursive, share_lora, svd, ...")

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .cli_common import (
     Calibration,
+    LowRank,
     Method,
     Set,
     load,
@@ -69,6 +70,7 @@ def plan(
     text: Calibration = "stdlib",
     stack: Stack = None,
     measure: Measure = None,
+    low_rank: LowRank = False,
     method: Method = None,
     set_: Set = None,
     plan: PlanFile = None,
@@ -99,9 +101,11 @@ def plan(
     if not estimate:
         _refuse_estimate({"train": train, **numbers})
     if sharing is None and not estimate:
-        scan_model(model, target_bytes, output, plot, text, stack, measure, as_json)
+        scan_model(model, target_bytes, output, plot, text, stack, measure, low_rank, as_json)
         return
-    _refuse_scan(target_bytes, plot, measure)
+    _refuse_scan(
+        {"--target-bytes": target_bytes, "--plot": plot, "--measure": measure, "--low-rank": low_rank}
+    )
     config = _read_config(model)
     if not estimate:
         made = _resolved(model, config, sharing, text)
@@ -118,10 +122,10 @@ def plan(
         print_table(_table(rows))
 
 
-def _refuse_scan(target: str | None, plot: Path | None, measure: list[str] | None) -> None:
+def _refuse_scan(given: dict[str, Any]) -> None:
     from .errors import ConfigError
 
-    for name, value in (("--target-bytes", target), ("--plot", plot), ("--measure", measure)):
+    for name, value in given.items():
         if value:
             raise ConfigError(f"{name} is of the scan, which goes without --method, --plan and --estimate")
 

@@ -21,6 +21,7 @@ def scan_model(
     text: str,
     stack: str | None,
     measures: list[str] | None,
+    low_rank: bool,
     as_json: bool,
 ) -> None:
     """Print what a model's layers measure, draw it, and propose a plan for `target`."""
@@ -32,7 +33,7 @@ def scan_model(
     model, tokenizer = load(name, "auto")
     data = measured_on(model, tokenizer, text)
     found = scan(model, data, stack, measures)
-    made = None if target is None else proposal(model, target, data, stack)
+    made = None if target is None else proposal(model, target, data, stack, low_rank)
     if plot is not None:
         found.plot(plot)
     if made is not None and output is not None:
@@ -46,7 +47,7 @@ def scan_model(
     if made is not None:
         print_table(*told(made), str(made.plan))
         if output is not None:
-            tell(f"apply it: hf-share share {name} --plan {output} -o small")
+            tell(f"apply it: hf-share share {name} --plan {output} --text {text} -o small")
 
 
 def measured_on(model: Any, tokenizer: Any, text: str) -> Any:
@@ -57,10 +58,10 @@ def measured_on(model: Any, tokenizer: Any, text: str) -> Any:
     return calibration(tokenizer, text, min(256, most))
 
 
-def proposal(model: Any, target: str, data: Any, stack: str | None = None) -> Any:
+def proposal(model: Any, target: str, data: Any, stack: str | None, low_rank: bool) -> Any:
     from .propose import propose
 
-    return propose(model, target, data, stack)
+    return propose(model, target, data, stack, low_rank)
 
 
 def write_plan(made: Any, output: Path) -> None:

@@ -16,11 +16,11 @@ from .cli_common import (
     Calibration,
     Dtype,
     Force,
+    LowRank,
     Method,
     Model,
     Output,
     Set,
-    calibration,
     load,
     numbers_table,
     print_json,
@@ -40,6 +40,7 @@ def share(
         str | None,
         typer.Option(help="Plan and share in one step, for this much of the dense file: 0.6, 60%, 4GB."),
     ] = None,
+    low_rank: LowRank = False,
     removal_rate: Annotated[
         float, typer.Option(help="Share of the layers to remove, least important first.")
     ] = 0.0,
@@ -59,9 +60,7 @@ def share(
     text: Calibration = "stdlib",
     method: Method = None,
     set_: Set = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="A plan as JSON, instead of the options above.")
-    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan as JSON, instead of the options above.")] = None,
     dtype: Dtype = "auto",
     force: Force = False,
     as_json: AsJson = False,
@@ -82,13 +81,14 @@ def share(
         config = hf_share.FoldConfig(stack=stack, **by_hand)
     loaded, tokenizer = load(model, dtype)
     if target_bytes is not None:
-        made = proposal(loaded, target_bytes, measured_on(loaded, tokenizer, text), stack)
+        data = measured_on(loaded, tokenizer, text)
+        made = proposal(loaded, target_bytes, data, stack, low_rank)
         if not as_json:
             print_table(*told(made))
-        shared, target = hf_share.share(loaded, made.plan), _target(target_bytes, made)
+        shared, target = hf_share.share(loaded, made.plan, data), _target(target_bytes, made)
     else:
-        data = calibration(tokenizer, text) if _measures(config) else None
-        shared, target = hf_share.share(loaded, config, calibration=data), None
+        data = measured_on(loaded, tokenizer, text) if _measures(config) else None
+        shared, target = hf_share.share(loaded, config, data), None
     save(shared, tokenizer, output)
     _finish(hf_share.describe(shared), target, output, as_json)
 

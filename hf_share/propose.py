@@ -9,7 +9,9 @@ which k is best, so each is tried on the model itself, and the one that leaves i
 
     distance(k) = mean over tokens of KL(dense || shared)           in nats, before any healing
 
-The trials are views of the dense model's weights: they take no memory for weights and change none.
+The trials are views of the dense model's weights: they take no memory for weights and change none. With
+`low_rank` products of two thin matrices are tried as well (`SvdConfig`), which share nothing, often lose
+less, and take a decomposition of every weight.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from .errors import ConfigError, Refused
 from .filesize import file_size, parse_target
 from .importance import batches, block_influence, evaluating, only_stack
 from .methods.fold import FoldConfig
+from .methods.svd import SvdConfig
 from .plan import SharePlan
 from .shapes import build_on_meta
 from .share import share
-from .sites import stacks
+from .sites import backbone, resolve, stacks
+from .targets import select
 from .ties import attached
 
 
@@ -41,7 +45,9 @@ MOST = 9  # trials; more of a deep stack are thinned out evenly
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One way to reach the bytes: how many layers go, and how many visits the stored ones get."""
+    """One way to reach the bytes: how many layers go, and how many visits the stored ones get; or `ratio`,
+    what low-rank factors keep of every layer's numbers.
+    """
 
     removed: int
     stored: int
@@ -49,8 +55,11 @@ class Trial:
     bytes: int
     distance: float
     plan: SharePlan
+    ratio: float | None = None
 
     def __str__(self) -> str:
+        if self.ratio is not None:
+            return f"low-rank, ratio {self.ratio:.3f}"
         shared = self.visits - self.stored
         if not shared:
             return f"remove {self.removed}"
@@ -80,7 +89,8 @@ class Proposal:
         """The reason for the choice, for people."""
         best, layers = self.chosen, len(self.influence)
         others = [t for t in self.trials if t is not best]
-        told = f"{best.stored} of {layers} layers can be stored; {best} is nearest to the dense model of "
+        stored = min(t.stored for t in self.trials)
+        told = f"{stored} of {layers} layers can be stored; {best} is nearest to the dense model of "
         told += f"{len(self.trials)} ways to do it: KL {best.distance:.3f} nats a token, before healing"
         rest = ", ".join(f"{t} {t.distance:.3f}" for t in sorted(others, key=lambda t: t.distance))
         return f"{told} ({rest})" if rest else told
@@ -96,7 +106,11 @@ class Proposal:
 
 
 def propose(
-    model: nn.Module, target: str | float, calibration: Sequence[Any], stack: str | None = None
+    model: nn.Module,
+    target: str | float,
+    calibration: Sequence[Any],
+    stack: str | None = None,
+    low_rank: bool = False,
 ) -> Proposal:
     """The plan of removed and shared layers that is nearest to `model` within `target` bytes.
 
@@ -105,6 +119,8 @@ def propose(
         target: a fraction of the dense file (`0.6`), or a size (`"4GB"`).
         calibration: texts or token batches to rank layers on and to measure distances.
         stack: path of the stack; may be left out if the model has only one.
+        low_rank: try low-rank factors, too. A plan of theirs is shared with the same calibration:
+            `share(model, plan, calibration)`.
 
     Raises:
         ConfigError: if no plan of whole layers is that small; it names the smallest.
@@ -128,11 +144,13 @@ def propose(
         size = sizes.of(plan := _plan(model, path, order, k, stored))
         if size is not None and size <= limit:
             fits.append((k, plan, size))
-    distances = _distances(model, [plan for _, plan, _ in fits], data)
-    trials = [
-        Trial(removed=k, stored=stored, visits=sizes.depth - k, bytes=size, distance=distance, plan=plan)
-        for (k, plan, size), distance in zip(fits, distances, strict=True)
+    ways = [
+        {"removed": k, "stored": stored, "visits": sizes.depth - k, "bytes": size, "plan": plan}
+        for k, plan, size in fits
     ]
+    ways += [found for found in (_low_rank(sizes, limit, data),) if found] if low_rank else []
+    distances = _distances(model, [way["plan"] for way in ways], data)
+    trials = [Trial(distance=d, **way) for way, d in zip(ways, distances, strict=True)]
     told = tuple(float(f"{score:.6g}") for score in influence)
     return Proposal(
         model=type(model).__name__, dense=sizes.dense, limit=limit, influence=told, trials=tuple(trials)
@@ -211,10 +229,31 @@ def _plan(model: nn.Module, path: str, order: Sequence[int], removed: int, store
     return FoldConfig(stack=path, groups=groups).resolve(model)
 
 
+def _low_rank(sizes: _Sizes, limit: int, data: list[dict[str, Tensor]]) -> dict[str, Any] | None:
+    """The largest low-rank factors within `limit`; None where rank 1 is too large."""
+    found = select(sizes.model, SvdConfig())
+    weights = [resolve(backbone(sizes.model), site.module).weight for site in found]
+    linear = sum(W.numel() * W.element_size() for W in weights)
+    ratio = 1.0 - (sizes.dense - limit) / linear
+    while ratio > 0.0:
+        try:
+            plan = SvdConfig(ratio=ratio).resolve(sizes.model, data)
+        except ConfigError:
+            return None
+        size = sizes.of(plan)
+        if size is None:
+            return None
+        if size <= limit:
+            visits = {"removed": 0, "stored": sizes.depth, "visits": sizes.depth}
+            return {**visits, "bytes": size, "plan": plan, "ratio": round(ratio, 4)}
+        ratio -= (size - limit + 64) / linear  # the header is longer, too
+    return None
+
+
 @torch.no_grad()
 def _distances(model: Any, plans: list[SharePlan], data: list[dict[str, Tensor]]) -> list[float]:
     """Mean KL to what the dense model says, in nats a token, of each plan."""
-    views = [share(_view(model), plan) for plan in plans]
+    views = [share(_view(model), plan, data) for plan in plans]
     totals, seen = [0.0] * len(plans), 0
     with evaluating(model):
         for batch in tqdm(data, desc="trying plans", unit="batch", leave=False):

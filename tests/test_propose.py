@@ -74,6 +74,27 @@ def test_distances_are_those_of_the_shared_model():
         assert trial.visits - trial.stored + trial.removed == 4 - trial.stored
 
 
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_low_rank_factors_are_tried_where_they_are_asked_for(arch, tmp_path):
+    model = zoo.build(arch)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain, made = (hf_share.propose(model, 0.7, TEXT, low_rank=wanted) for wanted in (False, True))
+    assert made.trials[:-1] == plain.trials
+    found = made.trials[-1]
+    assert str(found).startswith("low-rank, ratio 0.") and str(found) in made.why
+    assert 0.97 * made.limit < found.bytes <= made.limit
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    small = hf_share.share(model, found.plan, TEXT)
+    small.save_pretrained(tmp_path)
+    written = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert abs(written - found.bytes) <= 16
+    told = [zoo.logits(m, input_ids=ids).log_softmax(-1) for ids in TEXT for m in (zoo.build(arch), small)]
+    kl = sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(told[::2], told[1::2], strict=True))
+    assert found.distance == pytest.approx(kl / len(TEXT), rel=1e-3)
+    with pytest.raises(ConfigError, match="out of reach"):
+        hf_share.propose(zoo.build(arch), 0.01, TEXT, low_rank=True)
+
+
 def test_the_model_is_left_alone():
     model, fresh = zoo.build("llama").train(), zoo.build("llama")
     hf_share.propose(model, "60%", TEXT)

@@ -15,7 +15,7 @@ would cost too much stays dense.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,18 +75,7 @@ class SvdConfig(ShareConfig):
         found = select(model, self)
         ranks = self._by_error(model, found, calibration) if self.ranks == "error" else self._equal(found)
         init = "whitened" if calibration is not None else "svd"
-        types: dict[tuple, list[Site]] = {}
-        for site, rank in zip(found, ranks, strict=True):
-            if rank is not None:
-                types.setdefault((site.stack, site.role, site.shape, rank), []).append(site)
-        names = group_names(model, "svd", list(types.values()))
-        steps = []
-        for (*_, rank), name in zip(types, names, strict=True):
-            made, own = Factors(r=rank, init=init), types[(*_, rank)]
-            steps.append(
-                Generate(rule=made.name, sites=tuple(s.name for s in own), group=name, args=made.args())
-            )
-        return SharePlan(tuple(steps))
+        return SharePlan(tuple(_steps(model, found, ranks, init)))
 
     def _equal(self, found: Sequence[Site]) -> list[int]:
         return [max(int(self.ratio * _numbers(site) / sum(site.shape)), 1) for site in found]
@@ -97,6 +86,21 @@ class SvdConfig(ShareConfig):
             units = [[_option(site, held[site.name], roots.get(site.module))] for site in found]
         choices = allocate(units, int(self.ratio * sum(map(_numbers, found))))
         return [choice.ranks[0] for choice in choices]
+
+
+def _steps(
+    model: nn.Module, found: Sequence[Site], ranks: Sequence[int | None], init: str
+) -> Iterator[Generate]:
+    """A step for each type of weight and rank; a weight without a rank stays dense."""
+    types: dict[tuple, dict[int, list[Site]]] = {}
+    for site, r in zip(found, ranks, strict=True):
+        if r is not None:
+            types.setdefault((site.stack, site.role, site.shape), {}).setdefault(r, []).append(site)
+    names = group_names(model, "svd", [next(iter(by_rank.values())) for by_rank in types.values()])
+    for name, by_rank in zip(names, types.values(), strict=True):
+        for r, own in by_rank.items():
+            made, places = Factors(r=r, init=init), tuple(site.name for site in own)
+            yield Generate(rule=made.name, sites=places, group=f"{name}_{r}", args=made.args())
 
 
 def _numbers(site: Site) -> int:
