@@ -228,6 +228,14 @@ def test_perplexity_is_the_protocol_s(place, window, stride):
     assert found.bits_per_byte == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_window_beyond_what_a_model_was_made_for_is_told(place):
+    model = tf.AutoModelForCausalLM.from_pretrained(place / "dense")
+    tokenizer = tf.AutoTokenizer.from_pretrained(place / "dense")
+    window = model.config.max_position_embeddings + 1
+    with pytest.warns(UserWarning, match=f"window={window}: the model was made for {window - 1} tokens"):
+        hf_share.text_perplexity(model, tokenizer, STORY, window=window)
+
+
 @pytest.mark.parametrize(("window", "stride"), [(8, 9), (1, 1), (8, 0)])
 def test_windows_that_do_not_fit(place, window, stride):
     model = tf.AutoModelForCausalLM.from_pretrained(place / "dense")

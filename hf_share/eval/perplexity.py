@@ -20,6 +20,7 @@ most 2048.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -110,6 +111,7 @@ def text_perplexity(
     require_causal(model.config, type(model).__name__)
     if window is not None:
         require_length(model, window, "window")
+        _warn_beyond(model, window)
     window = _window(model) if window is None else window
     stride = window if stride is None else stride
     if not 1 <= stride <= window or window < 2:
@@ -131,6 +133,15 @@ def text_perplexity(
         model.train(was_training)
     rate = nats / tokens * len(ids) / (math.log(2) * len(text.encode()))
     return Perplexity(nll=nats / tokens, tokens=tokens, bits_per_byte=rate, window=window, stride=stride)
+
+
+def _warn_beyond(model: PreTrainedModel, window: int) -> None:
+    most = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(most, int) and window > most:
+        warnings.warn(
+            f"window={window}: the model was made for {most} tokens, and numbers beyond say little",
+            stacklevel=3,
+        )
 
 
 def _window(model: PreTrainedModel) -> int:
