@@ -78,7 +78,7 @@ def test_settings_that_do_not_fit_are_refused(name):
         HealConfig.load(None, values)
 
 
-@pytest.mark.parametrize("recipe", ["heal.yaml", "recursive.yaml"])
+@pytest.mark.parametrize("recipe", ["heal.yaml", "recursive.yaml", "fold.yaml", "svd.yaml"])
 def test_recipes_are_settings(recipe, request):
     config = HealConfig.load(request.config.rootpath / "recipes" / recipe)
-    assert bool(config.structure) == (recipe == "recursive.yaml")
+    assert bool(config.structure) == (recipe != "heal.yaml")
