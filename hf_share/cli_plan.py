@@ -103,9 +103,8 @@ def plan(
     if sharing is None and not estimate:
         scan_model(model, target_bytes, output, plot, text, stack, measure, low_rank, as_json)
         return
-    _refuse_scan(
-        {"--target-bytes": target_bytes, "--plot": plot, "--measure": measure, "--low-rank": low_rank}
-    )
+    scan = {"target-bytes": target_bytes, "plot": plot, "measure": measure, "stack": stack}
+    _refuse_scan({**scan, "low-rank": low_rank})
     config = _read_config(model)
     if not estimate:
         made = _resolved(model, config, sharing, text)
@@ -127,7 +126,7 @@ def _refuse_scan(given: dict[str, Any]) -> None:
 
     for name, value in given.items():
         if value:
-            raise ConfigError(f"{name} is of the scan, which goes without --method, --plan and --estimate")
+            raise ConfigError(f"--{name} is of the scan, which goes without --method, --plan and --estimate")
 
 
 OF_ESTIMATES = {"optimizer": "adamw", "batch": 1, "checkpointing": False}  # the others have no default

@@ -30,6 +30,8 @@ def scan_model(
 
     if output is not None and target is None:
         raise ConfigError("--output is of a plan: say how small with --target-bytes, or name a --method")
+    if low_rank and target is None:
+        raise ConfigError("--low-rank goes with --target-bytes; by itself it is --method svd")
     model, tokenizer = load(name, "auto")
     data = measured_on(model, tokenizer, text)
     found = scan(model, data, stack, measures)

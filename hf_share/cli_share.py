@@ -74,6 +74,8 @@ def share(
     }  # fmt: skip
     _one_way(by_hand, {"--plan": plan, "--method": method, "--target-bytes": target_bytes})
     require_free(output, force)
+    if low_rank and target_bytes is None:
+        raise hf_share.ConfigError("--low-rank goes with --target-bytes; by itself it is --method svd")
     config = sharing_of(method, set_ or [], plan)
     if config is not None and stack is not None:
         raise hf_share.ConfigError("--stack is of the other ways to share; a method takes --set stack=...")

@@ -70,6 +70,8 @@ def test_the_table_has_dense_lora_and_the_method(config, monkeypatch):
         (["--method", "fold", "--precision", "float16"], "--precision is of the memory"),
         (["--estimate", "-o", "plan.json"], "--output is of a plan"),
         (["--target-bytes", "0.6", "-o", "nowhere/plan.json"], "--output nowhere/plan.json: there is no"),
+        (["--low-rank"], "--low-rank goes with --target-bytes"),
+        (["--method", "fold", "--stack", "layers"], "--stack is of the scan"),
         (["--plot", "."], "--plot .: there is a folder"),
     ],
 )
