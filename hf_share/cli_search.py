@@ -45,7 +45,7 @@ Evaluations = Annotated[int, typer.Option(min=0, help="Evaluations after the sen
 Rungs = Annotated[
     int, typer.Option(min=1, help="Budgets of the front from the smallest to the largest subnet.")
 ]
-Context = Annotated[int, typer.Option(min=2, help="Tokens of a window, at most what the model takes.")]
+Context = Annotated[int, typer.Option(help="Tokens of a window, at most what the model takes.")]
 SearchTokens = Annotated[int, typer.Option(min=2, help="Tokens of an evaluation.")]
 ReportTokens = Annotated[int, typer.Option(min=2, help="Tokens that a subnet is reported on.")]
 Teacher = Annotated[
