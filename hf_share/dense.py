@@ -16,13 +16,18 @@ def dense(base: nn.Module, site: Site) -> Tensor:
     module = resolve(base, site.module)
     weight = linear_weight(module)
     packed = not weight.dtype.is_floating_point or tuple(weight.shape) != _whole_shape(site, weight)
-    kind = type(weight)  # torchao's say of themselves that they are floats
-    if packed or kind.__module__.partition(".")[0] != "torch":
+    if packed or not is_torchs_own(weight):
+        kinds = f"{type(module).__name__}, {type(weight).__name__}"
         raise Refused(
-            f"site {site.name!r}: its weight is quantised ({type(module).__name__}, {kind.__name__}), and "
+            f"site {site.name!r}: its weight is quantised ({kinds}), and "
             "values are fitted to dense weights. Share the dense model first, then quantise what you load"
         )
     return weight if site.part is None else weight[site.part.rows()]
+
+
+def is_torchs_own(tensor: Tensor) -> bool:
+    """False for a tensor of another library's class: torchao's quantised ones say that they are floats."""
+    return type(tensor).__module__.partition(".")[0] == "torch"
 
 
 def _whole_shape(site: Site, weight: Tensor) -> tuple[int, int]:

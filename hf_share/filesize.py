@@ -16,9 +16,10 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .budget import BYTES
+from .dense import is_torchs_own
 from .errors import ConfigError
 from .guards import left_packed
-from .ties import to_file
+from .ties import drop_tied, to_file
 
 
 HEADER = {"__metadata__": {"format": "pt"}}
@@ -40,7 +41,7 @@ def file_size(model: Any) -> int:
 def tensors_of(model: Any) -> dict[str, Shaped]:
     """Type and shape of every tensor in the file of `model`, each once, by the name it is written under."""
     with left_packed(model):
-        state = to_file(model, model.state_dict(keep_vars=True))
+        state = to_file(model, drop_tied(model, model.state_dict(keep_vars=True)))
     aliases = getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
     found = {}
@@ -54,7 +55,7 @@ def tensors_of(model: Any) -> dict[str, Shaped]:
 
 def _plain_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """A tensor, or those that one of torchao's holds, by the names transformers writes them under."""
-    if not is_traceable_wrapper_subclass(tensor):
+    if is_torchs_own(tensor) or not is_traceable_wrapper_subclass(tensor):  # DTensor is torch's: one tensor
         yield name, tensor
         return
     module, _, attribute = name.rpartition(".")

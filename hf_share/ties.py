@@ -190,7 +190,7 @@ def to_file(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     record = attached(model)
     if record is None:
         return dict(state_dict)
-    out = _untied(model, record, state_dict)
+    out = {name: value for name, value in state_dict.items() if name not in record.ties}
     for stock, written in record.guards.items():
         if stock in out and written not in out:
             value = out[stock]
@@ -199,10 +199,13 @@ def to_file(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _untied(model: nn.Module, record: Attached, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out tied weights, and with them what a quantiser keeps beside them: keys of their modules that
-    are no tensor of the model (`weight.absmax`, `SCB`, `_weight_qdata`, ...).
+def drop_tied(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a quantised model's state, leave out tied weights and what the quantiser keeps beside them: keys of
+    their modules that are no tensor of the model (`weight.absmax`, `SCB`, `_weight_qdata`, ...).
     """
+    record = attached(model)
+    if record is None:
+        return dict(state_dict)
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     own |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     homes = {target.rpartition(".")[0] for target in record.ties}

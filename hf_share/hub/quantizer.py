@@ -32,7 +32,7 @@ from ..plan import SharePlan
 from ..registry import remember
 from ..shelter import Shelter, sheltered
 from ..sites import prefix
-from ..ties import Attached, attached, get_tensor, to_file
+from ..ties import Attached, attached, drop_tied, get_tensor, to_file
 from .checkpoint import METHOD, check_files, cut_tensors
 from .publish import publish
 
@@ -203,7 +203,8 @@ class SharedQuantizer(HfQuantizer):
         if self.inner is None:
             return None, {}
         state, metadata = self.inner.get_state_dict_and_metadata(model)
-        return to_file(model, model.state_dict() if state is None else state), metadata
+        state = model.state_dict() if state is None else state
+        return to_file(model, drop_tied(model, state)), metadata
 
     def is_serializable(self) -> bool:
         return bool(self.inner.is_serializable()) if self.inner else True
