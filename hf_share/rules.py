@@ -158,6 +158,11 @@ class Rule(ABC):
         defaults = {f.name: f.default for f in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in given.items() if value != defaults[name]}
 
+    def step(self, sites: Sequence[Site], group: str) -> Generate:
+        """The step of a plan that makes the weights of these sites by this rule."""
+        names = tuple(site.name for site in sites)
+        return Generate(rule=self.name, sites=names, group=group, args=self.args())
+
 
 def rule(cls: type[Rule]) -> type[Rule]:
     """Register a rule class under its `name`."""

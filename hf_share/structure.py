@@ -51,10 +51,7 @@ def head_steps(model: nn.Module, numbers: Sequence[int], order: str) -> list[Gen
 
 def _steps(model: nn.Module, stem: str, found: list[Sublayer], rules: Sequence[Lanes]) -> list[Generate]:
     names = group_names(model, stem, [list(s.sites) for s in found])
-    return [
-        Generate(rule=rule.name, sites=tuple(site.name for site in s.sites), group=name, args=rule.args())
-        for s, rule, name in zip(found, rules, names, strict=True)
-    ]
+    return [rule.step(s.sites, name) for s, rule, name in zip(found, rules, names, strict=True)]
 
 
 def depth_step(model: nn.Module, numbers: Sequence[int], order: str, calibration: Any) -> Arrange:

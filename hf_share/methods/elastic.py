@@ -279,7 +279,7 @@ class ElasticConfig(ShareConfig):
         if s["ranks"]:
             r = max(s["ranks"])
             delta = self._elastic_delta(r, tuple(sorted(s["ranks"])), calibration is not None)
-            plan += SharePlan((_step(delta, targets, *group_names(model, "elastic", [targets[:1]])),))
+            plan += SharePlan((delta.step(targets, *group_names(model, "elastic", [targets[:1]])),))
         return plan
 
     def _codes(
@@ -301,7 +301,7 @@ class ElasticConfig(ShareConfig):
         names = group_names(model, "codes", types)
         found = [(alone, code)] if alone else []
         found += [(sites, replace(code, tied=True)) for sites in several]
-        return [_step(rule, sites, name) for (sites, rule), name in zip(found, names, strict=True)]
+        return [rule.step(sites, name) for (sites, rule), name in zip(found, names, strict=True)]
 
     def _deltas(
         self, model: nn.Module, targets: Sequence[Site], stem: str, around: type[Rule], r: int, config: Any
@@ -317,7 +317,7 @@ class ElasticConfig(ShareConfig):
             pooled = self.settings["pooled"]
             size = {"group_size": self.group_size} if pooled else {}
             delta = (Pooled if pooled else LowRank)(r=r, **size, **self._common(r))
-            inner = (_step(delta, targets, *group_names(model, stem, [list(targets[:1])])),)
+            inner = (delta.step(targets, *group_names(model, stem, [list(targets[:1])])),)
         else:
             return []
         return [_around(around, step, widths, stem) for step in inner]
@@ -332,10 +332,6 @@ class ElasticConfig(ShareConfig):
     def _common(self, r: int) -> dict[str, Any]:
         alpha = 2.0 * r if self.lora_alpha is None else self.lora_alpha
         return {"scale": alpha / r, "dropout": self.lora_dropout}
-
-
-def _step(rule: Rule, sites: Sequence[Site], group: str) -> Generate:
-    return Generate(rule=rule.name, sites=tuple(s.name for s in sites), group=group, args=rule.args())
 
 
 def _around(around: type[Rule], step: Generate, widths: tuple[int, ...], stem: str) -> Generate:

@@ -197,8 +197,7 @@ class RecursiveConfig(ShareConfig):
         return min(rank, *site.shape)
 
     def _delta(self, found: list[Site], rank: int, group: str) -> Generate:
-        delta = LowRank(r=rank, init=LORA_INITS[self.lora_init])
-        return Generate(rule=delta.name, sites=tuple(s.name for s in found), group=group, args=delta.args())
+        return LowRank(r=rank, init=LORA_INITS[self.lora_init]).step(found, group)
 
 
 def _fused_qkv(model: nn.Module) -> set[str]:
