@@ -155,6 +155,12 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name} is {value!r}; a whole number of at least {least} fits")
 
+    def require_share(self, name: str) -> None:
+        """Raise `ConfigError` unless field `name` is a share of numbers kept, above 0 and below 1."""
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise ConfigError(f"{name} is {value!r}; 0 < {name} < 1 fits, the share of numbers kept")
+
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         """The plan for `model`, in source form. Each method's config overrides this."""
         plan = SharePlan()

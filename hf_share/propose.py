@@ -235,9 +235,12 @@ def _low_rank(sizes: _Sizes, limit: int, data: list[dict[str, Tensor]]) -> dict[
     weights = [resolve(backbone(sizes.model), site.module).weight for site in found]
     linear = sum(W.numel() * W.element_size() for W in weights)
     ratio = 1.0 - (sizes.dense - limit) / linear
+    if ratio <= 0.0:
+        return None
+    plan_at = SvdConfig().by_ratio(sizes.model, data)
     while ratio > 0.0:
         try:
-            plan = SvdConfig(ratio=ratio).resolve(sizes.model, data)
+            plan = plan_at(ratio)
         except ConfigError:
             return None
         size = sizes.of(plan)

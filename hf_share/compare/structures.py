@@ -122,8 +122,8 @@ def whitened(case: Case, ranks: str = "equal", letters: str = "") -> Plans:
     found = [s for s in sites(case.model) if s.stack and (not letters or _letter(s.role) in letters)]
     given = {"ranks": ranks, "target_modules": list(dict.fromkeys(s.role for s in found))}
     least = sum(sum(s.shape) for s in found) / sum(s.in_features * s.out_features for s in found)  # rank 1
-    configs = (SvdConfig(ratio=percent / 100, **given) for percent in range(99, int(100 * least), -1))
-    yield [partial(config.resolve, case.model, case.calibration) for config in configs]
+    plan_at = SvdConfig(**given).by_ratio(case.model, case.calibration)
+    yield [partial(plan_at, percent / 100) for percent in range(99, int(100 * least), -1)]
 
 
 def by_error(case: Case) -> Plans:

@@ -42,7 +42,6 @@ from ..factors import Factors
 from ..linalg import energies, gram_pca
 from ..low_rank import LowRank
 from ..plan import SharePlan
-from ..rules import Rule
 from ..sites import Site, stacks
 from ..steps import Generate
 from ..weighed import weighed
@@ -121,8 +120,7 @@ class MasaConfig(ShareConfig):
             raise ConfigError("num_atoms=0 and no residual_rank would leave no weights")
         if self.ratio is None:
             return
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio < 1:
-            raise ConfigError(f"ratio is {self.ratio!r}; 0 < ratio < 1 fits, the share of numbers kept")
+        self.require_share("ratio")
         if self.num_atoms is not None and self.residual_rank is not None:
             raise ConfigError("ratio chooses atoms and ranks; hold num_atoms or residual_rank, not both")
         if self._start == "random":
@@ -204,14 +202,14 @@ class MasaConfig(ShareConfig):
         names = group_names(model, "masa", units)
         for unit, name, (S, ranks) in zip(units, names, chosen, strict=True):
             if S:
-                makes.append(_step(Atoms(S=S, coef=self.coef_param, **start), unit, name))
+                makes.append(Atoms(S=S, coef=self.coef_param, **start).step(unit, name))
             for r in sorted({r for r in ranks if r}):
                 sites = [site for site, rank in zip(unit, ranks, strict=True) if rank == r]
                 if S:
                     rest = LowRank(r=r, init="kaiming" if start else given)
-                    adds.append(_step(rest, sites, f"{name}_rest_{r}"))
+                    adds.append(rest.step(sites, f"{name}_rest_{r}"))
                 else:
-                    makes.append(_step(Factors(r=r, **(start or {"init": given})), sites, f"{name}_{r}"))
+                    makes.append(Factors(r=r, **(start or {"init": given})).step(sites, f"{name}_{r}"))
         return SharePlan((*makes, *adds))
 
     def _chosen(
@@ -273,7 +271,3 @@ def _spread(layers: int) -> list[int]:
     """Numbers of atoms below `layers`, at most `MOST_COUNTS`."""
     count = min(layers, MOST_COUNTS)
     return sorted({round(i * layers / count) for i in range(count)})
-
-
-def _step(made: Rule, sites: Sequence[Site], group: str) -> Generate:
-    return Generate(rule=made.name, sites=tuple(s.name for s in sites), group=group, args=made.args())

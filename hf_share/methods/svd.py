@@ -15,8 +15,9 @@ would cost too much stays dense.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -62,8 +63,7 @@ class SvdConfig(ShareConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio < 1:
-            raise ConfigError(f"ratio is {self.ratio!r}; 0 < ratio < 1 fits, the share of numbers kept")
+        self.require_share("ratio")
         if self.ranks not in RANKS:
             raise unknown("ranks", self.ranks, RANKS, ConfigError)
 
@@ -72,20 +72,32 @@ class SvdConfig(ShareConfig):
         return True  # what was measured may come out another way elsewhere: a plan that is given is taken
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
+        return self.by_ratio(model, calibration)(self.ratio)
+
+    def by_ratio(self, model: nn.Module, calibration: Any = None) -> Callable[[float], SharePlan]:
+        """The plan for any ratio, in place of the config's own: the model is measured once.
+
+        Raises:
+            Refused: as `steps` does. The plan's function raises `ConfigError` below the smallest ratio.
+        """
         found = select(model, self)
-        ranks = self._by_error(model, found, calibration) if self.ranks == "error" else self._equal(found)
+        spent = _by_error(model, found, calibration) if self.ranks == "error" else partial(_equal, found)
         init = "whitened" if calibration is not None else "svd"
-        return SharePlan(tuple(_steps(model, found, ranks, init)))
+        return lambda ratio: SharePlan(tuple(_steps(model, found, spent(ratio), init)))
 
-    def _equal(self, found: Sequence[Site]) -> list[int]:
-        return [max(int(self.ratio * _numbers(site) / sum(site.shape)), 1) for site in found]
 
-    def _by_error(self, model: nn.Module, found: list[Site], calibration: Any) -> list[int | None]:
-        held, roots = weighed(model, found, calibration, 'give ranks="equal"')
-        with torch.no_grad():
-            units = [[_option(site, held[site.name], roots.get(site.module))] for site in found]
-        choices = allocate(units, int(self.ratio * sum(map(_numbers, found))))
-        return [choice.ranks[0] for choice in choices]
+def _equal(found: Sequence[Site], ratio: float) -> list[int | None]:
+    return [max(int(ratio * _numbers(site) / sum(site.shape)), 1) for site in found]
+
+
+def _by_error(
+    model: nn.Module, found: list[Site], calibration: Any
+) -> Callable[[float], list[int | None]]:
+    held, roots = weighed(model, found, calibration, 'give ranks="equal"')
+    with torch.no_grad():
+        units = [[_option(site, held[site.name], roots.get(site.module))] for site in found]
+    whole = sum(map(_numbers, found))
+    return lambda ratio: [choice.ranks[0] for choice in allocate(units, int(ratio * whole))]
 
 
 def _steps(
@@ -99,8 +111,7 @@ def _steps(
     names = group_names(model, "svd", [next(iter(by_rank.values())) for by_rank in types.values()])
     for name, by_rank in zip(names, types.values(), strict=True):
         for r, own in by_rank.items():
-            made, places = Factors(r=r, init=init), tuple(site.name for site in own)
-            yield Generate(rule=made.name, sites=places, group=f"{name}_{r}", args=made.args())
+            yield Factors(r=r, init=init).step(own, f"{name}_{r}")
 
 
 def _numbers(site: Site) -> int:
