@@ -47,6 +47,11 @@ class ShareTunerLayer(BaseTunerLayer):
     def get_tensor(self, name: str, adapter: str) -> Tensor:
         return getattr(self, PREFIX + name)[adapter]
 
+    def held(self) -> Iterator[tuple[str, Any]]:
+        """Every kind of tensor by its attribute's name: a dict by adapter."""
+        for name in self.adapter_layer_names:
+            yield name, getattr(self, name)
+
 
 class AdapterStore(nn.Module, ShareTunerLayer):
     """What a group shares, once for each adapter. A leaf that is called with the adapter's name."""
@@ -60,14 +65,10 @@ class AdapterStore(nn.Module, ShareTunerLayer):
         self.home = device
 
     def forward(self, adapter: str) -> dict[str, Tensor]:
-        return {name[len(PREFIX) :]: held[adapter] for name, held in self._held() if adapter in held}
-
-    def _held(self) -> Iterator[tuple[str, Any]]:
-        for name in self.adapter_layer_names:
-            yield name, self._modules[name]
+        return {name[len(PREFIX) :]: held[adapter] for name, held in self.held() if adapter in held}
 
     def __contains__(self, adapter: str) -> bool:
-        return any(adapter in held for _, held in self._held())
+        return any(adapter in held for _, held in self.held())
 
     def get_base_layer(self) -> nn.Module:
         return self
@@ -77,7 +78,7 @@ class AdapterStore(nn.Module, ShareTunerLayer):
         raise AttributeError("a store has no base weight")
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
-        for _, held in self._held():
+        for _, held in self.held():
             if adapter_name in held and held[adapter_name].device.type != "meta":
                 held[adapter_name] = held[adapter_name].to(device or self.home)
 

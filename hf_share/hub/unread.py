@@ -30,8 +30,10 @@ class _RequireRead:
         self.adapter = adapter
 
     def __call__(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         held = dict(_tensors(module, self.adapter))
-        if torch.compiler.is_compiling() or any(t.is_meta for t in held.values()):
+        if any(t.is_meta for t in held.values()):
             return
         unread = [name for name, tensor in held.items() if tensor.isnan().any()]
         if unread:
@@ -48,7 +50,6 @@ class _RequireRead:
 
 def _tensors(model: nn.Module, adapter: str) -> Iterator[tuple[str, Tensor]]:
     for path, layer in model.named_modules():
-        for name in layer.adapter_layer_names if isinstance(layer, ShareTunerLayer) else ():
-            held = getattr(layer, name)
+        for name, held in layer.held() if isinstance(layer, ShareTunerLayer) else ():
             if adapter in held:
                 yield f"{path}.{name}", held[adapter]
