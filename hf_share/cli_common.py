@@ -109,17 +109,6 @@ def _pair(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r} is not of the form key=value, such as group_size=2") from None
 
 
-def calibration(tokenizer: Any, text: str, window: int = 256) -> Any:
-    """Sixteen windows of `text`, in batches of four."""
-    from .errors import ConfigError
-    from .importance import tokenize
-    from .train.text import load_text
-
-    if tokenizer is None:
-        raise ConfigError("layers are measured on text, but the model has no tokenizer; name them by hand")
-    return tokenize(tokenizer, load_text(text).train[:64], length=window)[:4]
-
-
 def require_free(output: Path, force: bool) -> None:
     """Raise if `output` holds a model or an adapter that nobody allowed to write over."""
     if output.is_file():

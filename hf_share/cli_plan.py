@@ -24,6 +24,7 @@ from .cli_common import (
     sharing_of,
 )
 from .cli_scan import measured_on, scan_model
+from .window import READ, window_of
 
 
 Model = Annotated[
@@ -114,7 +115,8 @@ def plan(
         return
     if output is not None:
         raise ConfigError("--output is of a plan; --estimate prints numbers, with --json for a file")
-    rows = _estimates(config, sharing, train, {**numbers, "length": length or _context(config)})
+    numbers["length"] = length or window_of(config, READ)
+    rows = _estimates(config, sharing, train, numbers)
     if as_json:
         print_json([row.to_dict() for row in rows])
     else:
@@ -139,11 +141,6 @@ def _refuse_estimate(given: dict[str, Any]) -> None:
         if value != OF_ESTIMATES.get(name):
             option = "precision" if name == "dtype" else name
             raise ConfigError(f"--{option} is of the memory that training takes: add --estimate")
-
-
-def _context(config: Any) -> int:
-    """Tokens of a row where none are asked for."""
-    return min(2048, getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
 
 
 def _read_config(model: str) -> Any:

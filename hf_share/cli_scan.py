@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .cli_common import calibration, load, numbers_table, print_json, print_table, tell
+from .cli_common import load, numbers_table, print_json, print_table, tell
 
 
 def scan_model(
@@ -53,11 +53,17 @@ def scan_model(
 
 
 def measured_on(model: Any, tokenizer: Any, text: str) -> Any:
-    """Windows of the text, no longer than the model reads."""
+    """Sixteen windows of the text, in batches of four, no longer than the model reads."""
+    from .errors import ConfigError
+    from .importance import tokenize
+    from .train.text import load_text
+    from .window import MEASURED, window_of
+
+    if tokenizer is None:
+        raise ConfigError("layers are measured on text, but the model has no tokenizer; name them by hand")
     if text == "stdlib":
         tell("measured on Python's standard library; text like the model's own, --text FILE, is better")
-    most = getattr(model.config, "max_position_embeddings", None) or 256
-    return calibration(tokenizer, text, min(256, most))
+    return tokenize(tokenizer, load_text(text).train[:64], length=window_of(model.config, MEASURED))[:4]
 
 
 def proposal(model: Any, target: str, data: Any, stack: str | None, low_rank: bool) -> Any:

@@ -81,12 +81,13 @@ def search(
     from .budget import Budget
     from .errors import ConfigError
     from .search.run import search as run
+    from .window import window_of
 
     limits, folder = Budget.of(",".join(budget)), _folder(model, output)
     loaded, tokenizer = load(model, dtype)
     if tokenizer is None:
         raise ConfigError(f"a search reads text, but there is no tokenizer beside {model!r}")
-    length = min(context, getattr(loaded.config, "max_position_embeddings", None) or context)
+    length = window_of(loaded.config, context)
     chosen_on, reported_on = _documents(search_text, report_text)
     found = run(
         loaded, limits, _windows(tokenizer, chosen_on, length, search_tokens),

@@ -30,6 +30,7 @@ from .rules import step_rule
 from .shapes import build_on_meta
 from .share import share
 from .ties import to_file
+from .window import context
 
 
 WAYS = ("adapter", "full", "none")
@@ -190,8 +191,8 @@ def require_shapes(sharing: Any) -> None:
 
 
 def _check_length(config: Any, length: int) -> None:
-    most = getattr(config, "max_position_embeddings", None)
-    if isinstance(most, int) and most < length:
+    most = context(config)
+    if most is not None and most < length:
         raise ConfigError(f"length is {length}; the model takes at most {most} tokens")
 
 

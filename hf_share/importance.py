@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from .errors import ConfigError, unknown
 from .sites import backbone, resolve, stacks
+from .window import MEASURED, window_of
 
 
 def block_influence(model: nn.Module, calibration: Sequence[Any], stack: str | None = None) -> list[float]:
@@ -140,7 +141,7 @@ def batches(model: nn.Module, calibration: Sequence[Any]) -> Iterable[dict[str, 
     if not len(calibration):
         raise ConfigError("calibration is empty; give texts, or token tensors of shape (batch, length)")
     if isinstance(calibration, str) or isinstance(calibration[0], str):
-        calibration = tokenize(_own_tokenizer(model), calibration, _window(model))
+        calibration = tokenize(_own_tokenizer(model), calibration, window_of(model.config, MEASURED))
     device = next(model.parameters()).device
     out = []
     for batch in calibration:
@@ -168,11 +169,9 @@ def _own_tokenizer(model: Any) -> Any:
     )
 
 
-def _window(model: Any) -> int:
-    return min(256, getattr(model.config, "max_position_embeddings", None) or 256)
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str] | str, length: int = 256, batch: int = 4) -> list[Tensor]:
+def tokenize(
+    tokenizer: Any, texts: Sequence[str] | str, length: int = MEASURED, batch: int = 4
+) -> list[Tensor]:
     """Texts as calibration batches: token windows of shape (batch, length), joined with the end-of-text
     token.
     """

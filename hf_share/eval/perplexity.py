@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..window import READ, context, window_of
 from .causal import require_causal, require_length
 
 
@@ -85,9 +86,6 @@ def perplexity(
     return Perplexity(nll=nats / tokens, tokens=tokens, bits_per_byte=rate)
 
 
-LONGEST = 2048
-
-
 def text_perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -112,7 +110,7 @@ def text_perplexity(
     if window is not None:
         require_length(model, window, "window")
         _warn_beyond(model, window)
-    window = _window(model) if window is None else window
+    window = window_of(model.config, READ) if window is None else window
     stride = window if stride is None else stride
     if not 1 <= stride <= window or window < 2:
         raise ValueError(f"stride={stride}, window={window}: 1 <= stride <= window and window >= 2 fit")
@@ -136,17 +134,12 @@ def text_perplexity(
 
 
 def _warn_beyond(model: PreTrainedModel, window: int) -> None:
-    most = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(most, int) and window > most:
+    most = context(model.config)
+    if most is not None and window > most:
         warnings.warn(
             f"window={window}: the model was made for {most} tokens, and numbers beyond say little",
             stacklevel=3,
         )
-
-
-def _window(model: PreTrainedModel) -> int:
-    most = getattr(model.config, "max_position_embeddings", None)
-    return min(most, LONGEST) if isinstance(most, int) else LONGEST
 
 
 def wikitext(lines: Iterable[str]) -> str:
