@@ -16,6 +16,9 @@ are kept in training, too, once for every width in use. `hf_share.materialize` i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 from .elastic import bindings
@@ -53,3 +56,21 @@ def form_weights(model: nn.Module, mode: str = "streamed", layers: int = 0) -> n
         holder.keep = mode == "materialised" or (depth is not None and depth < layers)
         holder.forget()
     return model
+
+
+@contextmanager
+def formed_once(model: nn.Module, most: int) -> Iterator[None]:
+    """Form the weights of codes once for all passes of a `with` block, where they come to at most `most`
+    bytes in fp32.
+    """
+    codes = [binding for binding in bindings(model) if binding.rule.frozen and not binding.keep]
+    size = sum(4 * b.site.in_features * b.site.out_features for b in codes)
+    codes = codes if size <= most else []
+    for binding in codes:
+        binding.keep = True
+    try:
+        yield
+    finally:
+        for binding in codes:
+            binding.keep = False
+            binding.forget()

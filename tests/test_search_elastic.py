@@ -18,6 +18,7 @@ from helpers import error_of, run
 
 import hf_share
 from hf_share import ConfigError, ElasticConfig
+from hf_share.nested import Nested
 from hf_share.search.elastic_space import elastic_space, importances
 from hf_share.search.objective import Divergence
 from hf_share.train.pretrain import train_tokenizer
@@ -47,6 +48,25 @@ def data(seed: int = 0) -> torch.Tensor:
 def search(model, budget="bits=3.0", **more):
     options = {"evaluations": 12, "rungs": 3, "progress": False, **more}
     return hf_share.search(model, budget, data(), data(1), **options)
+
+
+def test_an_evaluation_forms_each_weight_once_if_there_is_room_and_finds_the_same(monkeypatch):
+    model, formed = elastic(), []
+    space, rule = elastic_space(model), Nested.form
+    monkeypatch.setattr(Nested, "form", lambda *args: formed.append(1) or rule(*args))
+    values = {}
+    for kept in (2**20, 0):
+        measure = Divergence(
+            model, lambda c: hf_share.choose(model, **space.choices(c)), space.largest, data(),
+            teacher=zoo.build("llama", num_hidden_layers=LAYERS), batch=2, kept_bytes=kept,
+        )  # fmt: skip
+        formed.clear()
+        values[kept] = [measure((0, 1) * (SITES // 2)), measure((1,) * SITES)]
+        assert len(formed) == 2 * SITES * (1 if kept else 3)  # evaluations, batches
+    assert values[0] == values[2**20]
+    formed.clear()
+    zoo.logits(model), zoo.logits(model)
+    assert len(formed) == 2 * SITES  # nothing is kept beyond
 
 
 def test_a_search_keeps_its_budget_its_count_and_the_model(tmp_path):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..formed import formed_once
 from ..importance import evaluating
 from .space import Candidate
 
@@ -50,19 +51,26 @@ class Divergence:
         self.model, self.apply, self.full, self.teacher = model, apply, full, teacher
         self.windows, self.batch, self.kept_bytes = windows, batch, kept_bytes
         self._kept: dict[int, Tensor] = {}
+        self._active: Candidate | None = None  # within one call: between two anyone may set another
 
     @torch.no_grad()
     def __call__(self, candidate: Candidate, share: float = 1.0) -> float:
         windows = self.windows[: max(math.ceil(share * len(self.windows) - 1e-9), 1)]
-        total = 0.0
-        for start in range(0, len(windows), self.batch):
-            ids = windows[start : start + self.batch]
-            target = self._target(start, len(ids))
-            self.apply(candidate)
-            found = _log_probabilities(self.model, ids)
-            target = target.to(found.device)
-            total += float(F.kl_div(found, target, reduction="sum", log_target=True))
+        self._active, total = None, 0.0
+        with formed_once(self.model, self.kept_bytes):
+            for start in range(0, len(windows), self.batch):
+                ids = windows[start : start + self.batch]
+                target = self._target(start, len(ids))
+                self._set(candidate)
+                found = _log_probabilities(self.model, ids)
+                target = target.to(found.device)
+                total += float(F.kl_div(found, target, reduction="sum", log_target=True))
         return max(total / windows.numel(), 0.0)
+
+    def _set(self, candidate: Candidate) -> None:
+        if candidate != self._active:
+            self.apply(candidate)
+            self._active = candidate
 
     def _target(self, start: int, count: int) -> Tensor:
         kept = self._kept.get(start)
@@ -70,7 +78,7 @@ class Divergence:
             return kept[:count]
         ids = self.windows[start : start + self.batch]
         if self.teacher is None:
-            self.apply(self.full)
+            self._set(self.full)
         made = _log_probabilities(self.model if self.teacher is None else self.teacher, ids)
         if made.numel() * made.element_size() * math.ceil(len(self.windows) / self.batch) <= self.kept_bytes:
             self._kept[start] = made
