@@ -39,6 +39,7 @@ from .per_layer import per_layer_class
 from .plan import SharePlan
 from .propose import Proposal, propose
 from .prune import prune
+from .quantize import quantize
 from .registry import subnets
 from .scan import Scan, scan
 from .search.run import search
@@ -96,6 +97,7 @@ __all__ = [
     "per_layer_class",
     "propose",
     "prune",
+    "quantize",
     "rank_correlation",
     "scan",
     "search",

@@ -22,54 +22,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .about import About
+from .around import Around
 from .errors import PlanError
 from .low_rank import LowRank
-from .rules import Rule, Shape, make_rule, rule
+from .rules import Rule, Shape, rule
 from .sites import Site
 from .widths import Widths
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Around(Widths):
-    """A rule around `inner`, `{"rule": name, "args": {...}}`, for each of `widths`."""
+class _Around(Widths, Around):
+    """A rule around `inner` for each of `widths`."""
 
     kind: ClassVar[str] = "add"
 
-    inner: Mapping[str, Any]
-
     def __post_init__(self):
-        super().__post_init__()
-        name = self.name
-        given = self.inner if isinstance(self.inner, Mapping) else {}
-        if set(given) - {"rule", "args"} or not isinstance(given.get("rule"), str):
-            raise PlanError(f'{name}: inner is {self.inner!r:.80}; {{"rule": ..., "args": ...}} fits')
-        if given["rule"] in (ByWidth.name, Gated.name):  # before it is built: nesting could be of any depth
-            raise PlanError(f"{name}: the inner rule of adapters by width is not one of them")
-        made = self.made
-        if made.kind != "add" or made.reads:
-            raise PlanError(f"{name}: rule {made.name!r} does not start as a delta that adds nothing known")
+        Widths.__post_init__(self)
+        Around.__post_init__(self)
 
-    @cached_property  # a pass asks for it several times
-    def made(self) -> Rule:
-        args = self.inner.get("args", {})
-        return make_rule(self.inner["rule"], args if isinstance(args, Mapping) else {"args": args})
+    def check_inner(self, made: Rule) -> None:
+        if made.kind != "add" or made.reads:
+            known = "does not start as a delta that adds nothing known"
+            raise PlanError(f"{self.name}: rule {made.name!r} {known}")
 
     @property
     def prefixes(self) -> bool:  # type: ignore[override]
         return self.made.prefixes
-
-    def check(self, sites: Sequence[Site]) -> None:
-        self.made.check(sites)
-
-    def constants(self, site: Site, sites: Sequence[Site]) -> dict[str, Tensor]:
-        return self.made.constants(site, sites)
 
 
 @rule

@@ -14,7 +14,17 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from . import cli_diff, cli_eval, cli_export, cli_plan, cli_search, cli_share, cli_slice, cli_train
+from . import (
+    cli_diff,
+    cli_eval,
+    cli_export,
+    cli_plan,
+    cli_quantize,
+    cli_search,
+    cli_share,
+    cli_slice,
+    cli_train,
+)
 from .cli_common import (
     AsJson,
     Dtype,
@@ -57,6 +67,7 @@ app.command()(cli_plan.plan)
 app.command()(cli_search.search)
 app.add_typer(cli_train.app, name="train")
 app.command()(cli_share.share)
+app.command()(cli_quantize.quantize)
 app.command("eval")(cli_eval.evaluate)
 app.command()(cli_eval.compare)
 app.command()(cli_export.export)

@@ -147,22 +147,21 @@ def _arranged(model: nn.Module, step: Arrange) -> Iterable[Group]:
 
 
 def _generated(model: nn.Module, step: Generate) -> Group:
-    base, frozen = backbone(model), step_rule(step).frozen
+    base = backbone(model)
     store = getattr(base, STORES, {})
-    once = sum(p.numel() for p in store[step.group].parameters()) if step.group in store else 0
-    private = used = 0
+    bound: list[tuple[Share, Binding]] = []
     for name in step.sites:
-        module = resolve(base, name.partition(":")[0])
-        share = module._modules["share"]
+        share = resolve(base, name.partition(":")[0])._modules["share"]
         assert isinstance(share, Share)
-        binding = next(b for b in share.bindings if b.group == step.group and b.site.name == name)
-        own = sum(getattr(share, a).numel() for a in binding.names.values())
-        whole = binding.site.in_features * binding.site.out_features
-        if frozen:  # a code for each weight, at the site or in the store
-            own, once = (whole, 0) if binding.names else (0, whole)
-        private += own
-        used += whole if binding.rule.kind == "replace" else own + once
-    return Group(name=step.group, places=step.sites, stored=once + private, used=used)
+        own_of = (b for b in share.bindings if b.group == step.group and b.site.name == name)
+        bound.append((share, next(own_of)))
+    once = sum(p.numel() for p in store[step.group].parameters()) if step.group in store else 0
+    own = [sum(getattr(share, name).numel() for name in b.names.values()) for share, b in bound]
+    if step_rule(step).frozen:  # codes, each for a number
+        once, own = step_rule(step).numbers([b.site for _, b in bound])
+    made = [b.site.in_features * b.site.out_features for _, b in bound]
+    used = sum(made) if step_rule(step).kind == "replace" else sum(own) + once * len(own)
+    return Group(name=step.group, places=step.sites, stored=once + sum(own), used=used)
 
 
 def _adapters(model: nn.Module) -> Iterable[Group]:

@@ -75,6 +75,9 @@ class Factors(Rule):
     def private(self, site: Site) -> dict[str, Shape]:
         return {"A": (self.r, site.in_features), "B": (site.out_features, self.r)}
 
+    def along(self, name: str) -> int:
+        return -2 if name == "B" else -1
+
     def weight(self, t: Mapping[str, Tensor]) -> Tensor:
         return t["B"] @ t["A"]
 

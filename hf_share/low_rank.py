@@ -145,6 +145,9 @@ class LowRank(Rule):
     def scaled_factors(self, t: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float] | None:
         return (*self._active(t), self.scale)
 
+    def along(self, name: str) -> int:
+        return -2 if name == "B" else -1
+
     def weight(self, t: Mapping[str, Tensor]) -> Tensor:
         A, B = self._active(t)
         return (B @ A) * self.scale

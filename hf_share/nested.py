@@ -134,6 +134,10 @@ class Nested(Widths):
     def private(self, site: Site) -> dict[str, Shape]:
         return {} if self.tied else self._shapes(site, self.held)
 
+    def numbers(self, sites: Sequence[Site]) -> tuple[int, list[int]]:
+        whole = [site.out_features * site.in_features for site in sites]  # a code for each weight
+        return (whole[0], [0] * len(sites)) if self.tied else (0, whole)
+
     def whole(self, name: str) -> torch.dtype:
         return torch.uint8
 

@@ -18,6 +18,7 @@ names and no models: a new method is a new rule, or an old rule with other sites
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
@@ -96,6 +97,15 @@ class Rule(ABC):
         for one of trained numbers.
         """
         return None
+
+    def along(self, name: str) -> int:
+        """The axis of a stored matrix on which neighbours are numbers of one rank, so of one size."""
+        return -1
+
+    def numbers(self, sites: Sequence[Site]) -> tuple[int, list[int]]:
+        """How many numbers the group stores once, and how many each site keeps for itself."""
+        private = [sum(map(math.prod, self.private(site).values())) for site in sites]
+        return sum(map(math.prod, self.shared(sites).values())), private
 
     def constants(self, site: Site, sites: Sequence[Site]) -> dict[str, Tensor]:
         """Tables of whole numbers that follow from the arguments and the sites' names, and are never

@@ -8,24 +8,13 @@ Some rules hold their numbers in a roundabout way because it trains better (MASA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-
-from .attach import step_sites
-from .binding import Binding, private_names
 from .errors import Refused
-from .modules import Share, Store
-from .plan import SharePlan
-from .sites import STORES, backbone, resolve, sites
-from .steps import Generate, Step
-from .ties import attached, change_plan
+from .swap import swap_rules
+from .ties import attached
 
 
-@torch.no_grad()
 def settle(model: nn.Module) -> nn.Module:
     """Replace every rule of a shared model that has a simpler form by it, in place, and return the model.
 
@@ -37,59 +26,6 @@ def settle(model: nn.Module) -> nn.Module:
     """
     if hasattr(model, "peft_config"):
         raise Refused("this model carries adapters; settle what hf_share.compressed(model) returns")
-    record = attached(model)
-    if record is None:
-        return model
-    index = {s.name: s for s in sites(model, parts=True)}
-    steps = [_settled(model, step, index) for step in record.plan.steps]
-    change_plan(model, SharePlan(tuple(steps), record.plan.form))
+    if attached(model) is not None:
+        swap_rules(model, lambda rule, stored: rule.settled(stored))
     return model
-
-
-def _settled(model: nn.Module, step: Step, index: Mapping[str, Any]) -> Step:
-    """The step as it is once settled; its store and its shares are changed."""
-    if not isinstance(step, Generate):
-        return step
-    base = backbone(model)
-    bound = []
-    for site in step_sites(dict(index), step):
-        share = resolve(base, site.module)._modules["share"]
-        assert isinstance(share, Share)
-        bound.append((share, next(b for b in share.bindings if b.group == step.group and b.site == site)))
-    simpler = [binding.rule.settled(share.stored(binding)) for share, binding in bound]
-    if simpler[0] is None:
-        return step
-    rule = simpler[0][0]
-    store = _store(base, step.group, rule.shared([b.site for _, b in bound]), simpler[0][1])
-    for (share, binding), found in zip(bound, simpler, strict=True):
-        assert found is not None
-        binding.rule, binding.store = rule, store
-        _rename(share, binding, found[1])
-    return replace(step, rule=rule.name, args=rule.args())
-
-
-def _store(
-    base: nn.Module, group: str, shapes: Mapping[str, Any], values: Mapping[str, Tensor]
-) -> Store | None:
-    stores: Any = getattr(base, STORES, {})
-    if not shapes:
-        if group in stores:
-            del stores[group]
-        return None
-    store = Store()
-    for name in shapes:
-        store.register_parameter(name, _parameter(values[name]))
-    stores[group] = store
-    return store
-
-
-def _rename(share: Share, binding: Binding, values: Mapping[str, Tensor]) -> None:
-    for attribute in binding.names.values():
-        del share._parameters[attribute]
-    binding.names = private_names(binding.rule, binding.site, share._parameters)
-    for name, attribute in binding.names.items():
-        share.register_parameter(attribute, _parameter(values[name]))
-
-
-def _parameter(value: Tensor) -> nn.Parameter:
-    return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())

@@ -62,6 +62,10 @@ VARIANTS = [
     ("gated", {"widths": [2, 3], "inner": {"rule": "low_rank", "args": {"r": 3, "share": "A"}}, "bits": 2}),
     ("gated", {"widths": [2, 3], "inner": {"rule": "pooled", "args": {"r": 2, "group_size": 5}}}),
     ("pooled", {"r": 2, "group_size": 7}),
+    ("coded", {"inner": {"rule": "factors", "args": {"r": 3}}, "group_size": 5}),
+    ("coded", {"inner": {"rule": "atoms", "args": {"S": 2}}, "bits": 3, "base": "hqq", "affine": "fp32"}),
+    ("coded_delta", {"inner": {"rule": "low_rank", "args": {"r": 3, "share": "A"}}, "group_size": 5}),
+    ("coded_delta", {"inner": {"rule": "shards", "args": {"e": 2, "r": 3, "l": 2, "p": 1}}, "bits": 2}),
     *(
         ("sparse_delta", {"r": 4, "init": "random", **more})
         for more in ({"rank": 2}, {"share": "A", "scale": 0.5}, {"sparsity": 0.5, "pattern": "2:4"})
@@ -80,9 +84,10 @@ SITES = {
 def _some(rule, name, value, gen):
     if rule.whole(name) is None:
         return 0.1 * torch.randn(value.shape, generator=gen)
-    if name.startswith("plane"):
+    if "plane" in name:
         return torch.randint(256, value.shape, generator=gen)
-    return spell(0.1 * torch.randn(value.shape[:-1], generator=gen), rule.affine)
+    kind = {2: "fp16", 4: "fp32"}[value.shape[-1]]
+    return spell(0.1 * torch.randn(value.shape[:-1], generator=gen), kind)
 
 
 def test_every_registered_rule_is_in_the_table():
