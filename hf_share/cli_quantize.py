@@ -10,7 +10,6 @@ import typer
 
 from .cli_common import (
     AsJson,
-    Calibration,
     Dtype,
     Force,
     Model,
@@ -30,8 +29,13 @@ def quantize(
     output: Output,
     bits: Annotated[int, typer.Option(help="Bits of a code, 1 to 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Neighbours that have one scale and one offset.")] = 64,
-    base: Annotated[str, typer.Option(help="How codes are found: minmax, hqq, or gptq, by text.")] = "minmax",
-    text: Calibration = "stdlib",
+    text: Annotated[
+        str | None, typer.Option(help="Text like the model's own: errors are weighed by what it meets there.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="How codes are found: minmax, hqq or gptq; gptq with --text, else minmax."),
+    ] = None,
     dtype: Dtype = "auto",
     force: Force = False,
     as_json: AsJson = False,
@@ -41,7 +45,7 @@ def quantize(
 
     require_free(output, force)
     loaded, tokenizer = load(model, dtype)
-    data = measured_on(loaded, tokenizer, text) if base == "gptq" else None
+    data = None if text is None else measured_on(loaded, tokenizer, text)
     made = hf_share.quantize(loaded, bits, group_size=group_size, base=base, calibration=data)
     save(made, tokenizer, output)
     description = hf_share.describe(made)

@@ -41,7 +41,7 @@ def quantize(
     bits: int = 4,
     *,
     group_size: int = 64,
-    base: str = "minmax",
+    base: str | None = None,
     affine: str = "fp16",
     target_modules: list[str] | str = ALL_LINEAR,
     calibration: Any = None,
@@ -55,10 +55,11 @@ def quantize(
     Args:
         bits: of a code, from 1 to 8.
         group_size: neighbours that have one scale and one offset, 2 numbers of `affine` ("fp16" or "fp32").
-        base: how codes are found: "minmax" (clipped ranges, least squares), "hqq", or "gptq", which needs
-            calibration text and is of the model's own weights; what rules store takes "minmax" then.
+        base: how codes are found: "minmax" (clipped ranges, least squares), "hqq", or "gptq" (errors weighed
+            by the inputs on calibration text), which is of the model's own weights; what rules store takes
+            "minmax" then. If None, "gptq" where there is calibration text and "minmax" where there is none.
         target_modules: own linear weights that are coded, as in peft.
-        calibration: texts, or batches of tokens.
+        calibration: texts, or batches of tokens (`hf_share.tokenize`).
 
     Raises:
         Refused: if the model carries adapters, is quantised already, or has a choice of bits.
@@ -70,6 +71,7 @@ def quantize(
     if hasattr(model, "peft_config"):
         raise Refused("this model carries adapters; quantize what hf_share.compressed(model) returns")
     require_whole(model)
+    base = base or ("minmax" if calibration is None else "gptq")
     codes = ElasticConfig(
         bits=[bits], group_size=group_size, base=base, affine=affine, r_private=0, r_shared=0,
         target_modules=target_modules,

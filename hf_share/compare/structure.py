@@ -31,13 +31,14 @@ from ..guards import never_repack
 from ..hub.outline import file_bytes
 from ..hub.record import inner_config
 from ..plan import SharePlan
+from ..quantize import quantize
 from ..ties import attached
 from ..train.heal import HealConfig, heal
 from ..train.settings import Settings
 from ..train.text import target_bytes, windows
 from .cells import Cell, Results
 from .claims import at_other_rates, longer
-from .structure_report import CLAIMS, FIRST, SPEED, page
+from .structure_report import CLAIMS, CODES, FIRST, SPEED, page
 from .structures import ARMS, ATTENTION, Case, OutOfReach, build, check_arms, count
 
 
@@ -78,6 +79,7 @@ RATIOS = (0.9, 0.7, 0.5)
 FEW = {"fold, gates": (0.5,), "recursive": (0.7, 0.5)}  # arms that have no size of their own for each ratio
 ALSO = ("ShortGPT", "fold", "relaxed, SVD")  # compared where strict recursion with two loops stands, too
 STRICT = 0.58
+CODE_BITS = 4
 OF_TASKS = ("tasks", "task_items")
 OF_BUILDING = ("context", "windows", "test_bytes")
 
@@ -93,6 +95,8 @@ def wanted(config: Config, results: Results) -> Iterator[Cell]:
         if cell.settings["seed"] == 0:
             kept = {k: v for k, v in cell.settings.items() if k in ("arm", "ratio", "seed", *OF_BUILDING)}
             yield Cell(f"{cell.name}/speed", {**kept, **SPEED}, alone=True)
+    for cell in plain:
+        yield Cell(f"{cell.name}/codes", {**cell.settings, **CODES})
 
 
 def _cells(config: Config) -> Iterator[Cell]:
@@ -127,6 +131,8 @@ def measure(
         return {"reachable": False, "stored": error.smallest, "of_dense": error.smallest / whole}
     if s.get("part") == SPEED["part"]:
         return {"tokens_per_second": decode_speed(shared.eval(), text["test"][:1, :16])}
+    if s.get("part") == CODES["part"]:
+        return _in_codes(heal(shared, text["train"], dense, _healing(s)), text)
     found = {"reachable": True, "stored": count(shared), "of_dense": count(shared) / whole}
     found |= {"plan": _plan(shared), "before": _measure(shared, text)}
     start = time.process_time()
@@ -158,6 +164,14 @@ def _plan(model: Any) -> str:
 def _measure(model: Any, text: Mapping[str, Any]) -> dict[str, float]:
     found = perplexity(model, text["test"], progress=False, text_bytes=text["bytes"])
     return {"nll": found.nll, "bits_per_byte": found.bits_per_byte or 0.0}
+
+
+def _in_codes(model: Any, text: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with all that it stores in codes of four bits, in our own format."""
+    quantize(model, CODE_BITS)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return {"codes_nll": _measure(model, text)["nll"], "codes_bytes": file_bytes(Path(folder))}
 
 
 def _files(model: Any, text: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,8 @@ ARMS: dict[str, Callable[[Case], Plans]] = {
     "SVD, by error": by_error,
 }
 OTHERS = ("dense", "LaCo")
-ATTENTION = ("Matrix PCA", "whitened SVD, attention")  # ratios of these are of the attention weights
+MASA = {"MASA, 1 atom": 1, "MASA, 2 atoms": 2, "MASA, free": None}  # the last chooses how many atoms
+ATTENTION = (*MASA, "whitened SVD, attention")  # ratios of these are of the attention weights
 
 
 class OutOfReach(Refused):
@@ -240,8 +241,9 @@ def _laco(ratio: float, case: Case) -> nn.Module:
 def _attention(arm: str, ratio: float, case: Case) -> nn.Module:
     letters = [s for s in sites(case.model) if s.stack and _letter(s.role) != "-"]
     dense = sum(s.in_features * s.out_features for s in letters)
-    if arm == "Matrix PCA":
-        plan = MasaConfig(projections="qkvo", ratio=ratio).resolve(case.model, case.calibration)
+    if arm in MASA:
+        config = MasaConfig(projections="qkvo", num_atoms=MASA[arm], ratio=ratio)
+        plan = config.resolve(case.model, case.calibration)
         return share(case.model, plan, calibration=case.calibration)
     return _largest(case, whitened(case, letters="qkvo"), count(case.model) - dense + int(ratio * dense))
 

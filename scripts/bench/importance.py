@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""python scripts/bench/importance.py --model MODEL --text TEXT [--rate 0.25]
+"""python scripts/bench/importance.py --model MODEL --text TEXT [--rate 0.25] [--parts 5]
 
-Two measures of what a layer is worth, block influence and learnable gates, on one model and text: both
-columns, their rank correlation, the layers each would remove, and the perplexity that leaves on text which
-neither has seen. A picture lies beside the numbers.
+Two measures of what a layer is worth, block influence and learnable gates, on one model and several parts of
+a text: both columns, their rank correlation, the layers each would remove, and the perplexity that leaves on
+text which none has seen. A picture of the first part lies beside the numbers.
 """
 
 import argparse
@@ -20,6 +20,9 @@ from hf_share.plots import plot_importance
 from hf_share.train.text import load_text, windows
 
 
+MEASURES = ("bi", "gate")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -29,37 +32,52 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.25, help="share of the layers to remove")
     parser.add_argument("--length", type=int, default=128, help="tokens in a window")
     parser.add_argument("--windows", type=int, default=128, help="windows to measure on, and again held out")
+    parser.add_argument("--parts", type=int, default=5, help="parts of the text, each measured on by itself")
     parser.add_argument("--steps", type=int, default=100, help="training steps of the gates")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype="float32").eval()
     text = load_text(options.text)
-    calibration = list(windows(tokenizer, text.train, options.length)[: options.windows].split(4))
+    rows = windows(tokenizer, text.train, options.length)
+    parts = rows[: options.parts * options.windows].split(options.windows)
     heldout = windows(tokenizer, text.heldout, options.length)[: options.windows]
 
-    found, scores = {}, {}
-    for name in ("bi", "gate"):
-        config = hf_share.FoldConfig(
-            removal_rate=options.rate, importance=name, gate_steps=options.steps
-        )
-        plan = config.resolve(model, calibration)
-        step = plan.arranges[0]
-        short = hf_share.share(copy.deepcopy(model), plan)
-        scores[name] = list(step.scores or ())
-        found[name] = {
-            "scores": scores[name],
-            "removes": [layer for layer in range(len(scores[name])) if layer not in step.order],
-            "perplexity": round(perplexity(short, heldout).perplexity, 3),
-        }
-    table(scores)
+    found = [measure(model, list(part.split(4)), heldout, options) for part in parts]
+    first = {name: found[0][name]["scores"] for name in MEASURES}
+    table(first)
     name = f"importance-{Path(options.model).name}"
-    plot_importance(scores, picture(name))
+    plot_importance(first, picture(name))
     report(name, {
         "model": Path(options.model).name, "text": Path(options.text).name, "rate": options.rate,
         "windows": [options.windows, options.length], "gate_steps": options.steps,
-        "dense_perplexity": round(perplexity(model, heldout).perplexity, 3), **found,
-        "rank_correlation": round(hf_share.rank_correlation(scores["bi"], scores["gate"]), 3),
+        "dense_perplexity": round(perplexity(model, heldout).perplexity, 3),
+        "rank_correlation": spread(part["rank_correlation"] for part in found),
+        **{name: {"perplexity": spread(part[name]["perplexity"] for part in found)} for name in MEASURES},
+        "parts": found,
     })  # fmt: skip
+
+
+def measure(model, calibration, heldout, options):
+    """Both measures on one part of the text."""
+    found = {}
+    for name in MEASURES:
+        config = hf_share.FoldConfig(removal_rate=options.rate, importance=name, gate_steps=options.steps)
+        plan = config.resolve(model, calibration)
+        step = plan.arranges[0]
+        short = hf_share.share(copy.deepcopy(model), plan)
+        found[name] = {
+            "scores": [round(score, 4) for score in step.scores],
+            "removes": [layer for layer in range(len(step.scores)) if layer not in step.order],
+            "perplexity": round(perplexity(short, heldout).perplexity, 3),
+        }
+    both = (found[name]["scores"] for name in MEASURES)
+    return {**found, "rank_correlation": round(hf_share.rank_correlation(*both), 3)}
+
+
+def spread(values):
+    """Mean, and the least and the largest."""
+    values = list(values)
+    return {"mean": round(sum(values) / len(values), 3), "least": min(values), "largest": max(values)}
 
 
 def table(scores: dict[str, list[float]]) -> None:
