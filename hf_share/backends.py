@@ -31,7 +31,7 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .elastic import bindings
+from .elastic import coded
 from .errors import ConfigError, Refused
 from .filesize import Shaped, file_bytes, tensors_of
 from .materialize import materialize
@@ -72,9 +72,9 @@ def requantised(model: nn.Module, backend: Backend) -> Requantised:
         ConfigError: if the backend is not installed.
         Refused: if it takes none of the weights.
     """
-    coded = {b.site.module for b in bindings(model) if b.rule.frozen}
+    here = set(coded(model))
     plain: Any = model.merge_and_unload() if hasattr(model, "peft_config") else materialize(model)
-    dot, base, wanted = prefix(plain), backbone(plain), _wanted(plain, coded)
+    dot, base, wanted = prefix(plain), backbone(plain), _wanted(plain, here)
     fit = [dot + s.module for s in wanted if s.kind == "linear" and backend.takes(resolve(base, s.module))]
     if not fit:
         kinds = ", ".join(sorted({s.kind for s in wanted})) or "none"
@@ -93,11 +93,11 @@ def requantised(model: nn.Module, backend: Backend) -> Requantised:
     return Requantised(model=found.eval(), left=left, bytes=backend.size(plain, taken))
 
 
-def _wanted(plain: Any, coded: set[str]) -> list[Site]:
-    """The weights to quantise, whether or not a backend takes them."""
+def _wanted(plain: Any, here: set[str]) -> list[Site]:
+    """The weights to quantise, whether or not a backend takes them: those that had codes, or all."""
     head = plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
-    if coded:
-        return [s for s in sites(plain) if s.module in coded]
+    if here:
+        return [s for s in sites(plain) if s.module in here]
     return [s for s in sites(plain) if resolve(backbone(plain), s.module) is not head]
 
 

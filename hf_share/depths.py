@@ -107,6 +107,20 @@ def restore(model: nn.Module, plan: SharePlan) -> None:
             parent._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
+def plain_name(plan: SharePlan, name: str) -> str | None:
+    """What a module or site at `name` of a shared model is called in its plain form, which has the active
+    depths only; None if its depth is not active.
+    """
+    for step in plan.arranges:
+        if step.is_whole or not name.startswith(f"{step.stack}."):
+            continue
+        depth, dot, rest = name.removeprefix(f"{step.stack}.").partition(".")
+        if int(depth) not in step.running:
+            return None
+        return f"{step.stack}.{step.running.index(int(depth))}{dot}{rest}"
+    return name
+
+
 def _place(model: nn.Module, step: Arrange) -> tuple[nn.Module, str]:
     path, _, leaf = step.stack.rpartition(".")
     return resolve(backbone(model), path), leaf

@@ -21,7 +21,7 @@ from torch import nn
 
 from . import depths
 from .binding import Binding
-from .errors import ConfigError, unknown
+from .errors import ConfigError, Refused, unknown
 from .plan import SharePlan
 from .registry import find, subnets
 from .rules import site_rules, step_rule, with_choices
@@ -167,6 +167,22 @@ def bindings(model: nn.Module) -> Iterator[Binding]:
         held = getattr(module, "bindings", ())
         for item in held.values() if isinstance(held, dict) else (held,):
             yield from (b for b in item if isinstance(b, Binding))
+
+
+def coded(model: nn.Module) -> dict[str, Binding]:
+    """The rules that hold codes of the active depths, by the names that their weights have in the plain form
+    of `model`.
+
+    Raises:
+        Refused: if all that has codes is in depths that are not active.
+    """
+    record = attached(model)
+    plan = SharePlan() if record is None else record.plan
+    found = [(depths.plain_name(plan, b.site.module), b) for b in bindings(model) if b.rule.frozen]
+    here = {name: binding for name, binding in found if name is not None}
+    if found and not here:
+        raise Refused("no layer that is active has codes; choose another depth")
+    return here
 
 
 class _State:

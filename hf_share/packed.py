@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from .codes import CLIPS
-from .elastic import bindings
+from .elastic import coded
 from .errors import ConfigError, Refused
 from .filesize import file_bytes, tensors_of
 from .materialize import materialize
@@ -138,12 +138,12 @@ def packed_size(model: nn.Module, plain: nn.Module, group_size: int | None = Non
 
 
 def _cut(model: nn.Module, group_size: int | None) -> dict[str, tuple[int, int]]:
-    """Site -> the width that is active there, and the inputs of a group."""
-    coded = {b.site.name: b for b in bindings(model) if b.rule.frozen}
-    if not coded:
+    """Weight of the plain form -> the width that is active there, and the inputs of a group."""
+    here = coded(model)
+    if not here:
         raise ConfigError("this model has no codes of few bits; hf_share.ElasticConfig makes one that has")
     found = {}
-    for name, binding in coded.items():
+    for name, binding in here.items():
         rule: Any = binding.rule
         found[name] = (rule.width, group_of(binding.site.in_features, group_size or rule.group_size))
     return found

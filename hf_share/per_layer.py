@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from .cut import cut_at, narrow, narrow_module
+from .depths import plain_name
 from .errors import Refused
 from .lanes import Heads, Lanes
 from .plain_lanes import BLOCK_KEYS
@@ -70,16 +71,14 @@ def cut_by_layer(model: Any, plan: SharePlan, now: Mapping[str, int]) -> None:
         Refused: if the config has no word for a size.
     """
     index: dict[str, Site] = {s.name: s for s in sites(model, parts=True)}
-    running = {a.stack: {old: new for new, old in enumerate(a.running)} for a in plan.arranges}
     found: Sizes = {}
     for step in plan.generates:
         rules: list[Any] = site_rules(step) if isinstance(step_rule(step), Lanes) else []
         for name, rule in zip(step.sites, rules, strict=False):
-            stack, depth = name.removesuffix(f".{rule.role}").rsplit(".", 1)
-            depth = running.get(stack, {}).get(int(depth)) if stack in running else int(depth)
-            if depth is None:
+            own = plain_name(plan, name)
+            if own is None:
                 continue
-            own = f"{stack}.{depth}.{rule.role}"
+            depth = int(own.removesuffix(f".{rule.role}").rpartition(".")[2])
             if any(":" in feed for feed in rule.feeds):
                 raise Refused(f"site {own!r} is fed by a fused weight, which the model splits by its config")
             for site, cut in cut_at(rule, own, rule.active_lanes, now[step.group]).items():

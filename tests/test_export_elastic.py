@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 import hf_share
 from hf_share import ConfigError, Refused, cli, registry
 from hf_share.backends import BACKENDS, requantised
+from hf_share.config import ShareConfig
 from hf_share.costs import Costs
+from hf_share.elastic import bindings
 from hf_share.export import FORMATS
 from hf_share.packed import integer_grid, packed
 from hf_share.train.pretrain import train_tokenizer
@@ -215,6 +217,59 @@ def test_only_what_has_codes_is_quantised(tmp_path):
         coded = {k for k, v in loaded.state_dict().items() if v.dtype in (torch.int8, torch.uint8)}
         coded |= {k for k, v in loaded.state_dict().items() if hasattr(v, "qdata")}
         assert {key.split(".")[4] for key in coded} == {"q_proj", "up_proj"}
+
+
+def ranked(targets: str = r".*layers\.[012]\..*") -> torch.nn.Module:
+    """Four layers, of which the second is the first to go and the last has no codes."""
+    model = zoo.build("llama", hidden_size=64, intermediate_size=128)
+    with torch.no_grad():
+        for part in (model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp.down_proj):
+            part.weight.mul_(1e-3)
+    config = hf_share.ElasticConfig(bits=[2, 4, 8], group_size=32, depth=[2, 3], target_modules=targets)
+    return hf_share.share(model, config, calibration=[zoo.inputs(model)["input_ids"]])
+
+
+def looped() -> torch.nn.Module:
+    """Two layers, twice."""
+    model = zoo.build("llama", hidden_size=64, intermediate_size=128)
+    codes = hf_share.ElasticConfig(bits=[2, 4, 8], group_size=32)
+    return hf_share.share(model, ShareConfig(methods=[hf_share.RecursiveConfig(num_loops=2), codes]))
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name != "dense"])
+@pytest.mark.parametrize(
+    ("make", "choice", "widths"),
+    [
+        (ranked, {"depth": 3}, {0: 8, 2: 4}),
+        (looped, {"loops": 1}, {0: 8, 1: 4}),
+    ],
+)
+def test_at_fewer_depths_each_weight_keeps_its_own_codes(tmp_path, make, choice, widths, name):
+    model = make()
+    model.save_pretrained(tmp_path / "elastic")
+    coded = [b.site for b in bindings(model) if b.rule.frozen]
+    choice = {**choice, "bits": {s.name: widths.get(s.depth, 2) for s in coded}}
+    done = hf_share.export(str(tmp_path / "elastic"), name, tmp_path / "out", **choice)
+    assert abs(done.predicted / done.bytes - 1) <= 0.05 and done.left == ()
+    loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    far = (zoo.logits(loaded) - zoo.logits(hf_share.choose(model, **choice))).abs().max()
+    assert far <= {"compressed-tensors": 0.12, "bnb-nf4": 0.2}.get(name, 0.02)
+
+    file = load_file(tmp_path / "out" / "model.safetensors")
+    whole = (torch.int8, torch.uint8, torch.int32)
+    codes = {k: v for k, v in file.items() if v.dtype in whole and v.dim() == 2}
+    assert {int(key.split(".layers.")[1][0]) for key in codes} == {0, 1}  # the plain model's depths
+    if name == "compressed-tensors":
+        bits = {key.split(".layers.")[1][0]: 32 * v.shape[1] for key, v in codes.items() if "q_proj" in key}
+        assert bits == {"0": 8 * 64, "1": 4 * 64}
+
+
+def test_codes_in_no_active_depth_are_refused(tmp_path):
+    ranked(r".*layers\.1\..*").save_pretrained(tmp_path / "elastic")
+    for name in ("compressed-tensors", *BACKENDS):
+        with pytest.raises(Refused, match="no layer that is active has codes"):
+            hf_share.export(str(tmp_path / "elastic"), name, tmp_path / "out", depth=3)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
