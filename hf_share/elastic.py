@@ -21,7 +21,8 @@ from torch import nn
 
 from . import depths
 from .binding import Binding
-from .errors import ConfigError, Refused, unknown
+from .errors import ConfigError, Refused
+from .offers import Offers, offers
 from .plan import SharePlan
 from .registry import find, subnets
 from .rules import site_rules, step_rule, with_choices
@@ -29,25 +30,17 @@ from .steps import Generate
 from .ties import attached, change_plan
 
 
-LOOPS, DEPTH = "loops", "depth"  # choices of whole stacks
-
-
 def choices(model: nn.Module) -> dict[str, tuple[Any, ...]]:
     """What `choose` may set on `model`: name -> values that every rule, or every stack, with this choice
     offers, smallest first.
     """
-    offered: dict[str, list[tuple[Any, ...]]] = {}
-    for binding in bindings(model):
-        for name, values in binding.rule.choices().items():
-            offered.setdefault(name, []).append(values)
+    return dict(_offers(model).everywhere)
+
+
+def _offers(model: nn.Module) -> Offers:
     record = attached(model)
-    if record is not None:
-        stacks = {LOOPS: depths.loops(record.plan), DEPTH: depths.counts(record.plan)}
-        offered |= {name: [values] for name, values in stacks.items() if values}
-    return {
-        name: tuple(v for v in lists[0] if all(v in values for values in lists))
-        for name, lists in offered.items()
-    }
+    rules = ((binding.site.name, binding.rule) for binding in bindings(model))
+    return offers(rules, None if record is None else record.plan)
 
 
 def choose(
@@ -69,7 +62,7 @@ def choose(
         if settings or (name is not None and budget is not None):
             raise ConfigError("give a name, a budget or settings, not several of them")
         settings = dict(find(subnets(model), name, budget)["choices"])
-    _check_settings(model, settings)
+    settings = _offers(model).read(settings)
     now = _State(model)
     now.require(settings)
     for binding in bindings(model):
@@ -80,38 +73,11 @@ def choose(
     return model
 
 
-def _check_settings(model: nn.Module, settings: Mapping[str, Any]) -> None:
-    offered = choices(model)
-    for choice, value in settings.items():
-        if choice not in offered:
-            raise unknown("choice", choice, offered, ConfigError)
-        if isinstance(value, Mapping):
-            _check_sites(model, choice, value)
-        elif value is not None and (isinstance(value, bool) or value not in offered[choice]):
-            raise ConfigError(f"{choice}={value!r} is not offered; this model has {_span(offered[choice])}")
-
-
 def _at(name: str, value: Any, binding: Binding) -> Any:
     """What choice `name` is at the site of `binding`."""
     if not isinstance(value, Mapping):
         return value
     return value.get(binding.site.name, getattr(binding.rule, name))
-
-
-def _check_sites(model: nn.Module, name: str, values: Mapping[str, Any]) -> None:
-    if name in (LOOPS, DEPTH):
-        raise ConfigError(f"{name} is a choice of a whole stack; give one number")
-    offered: dict[str, set[Any]] = {}
-    for binding in bindings(model):
-        found = binding.rule.choices().get(name)
-        if found is not None:
-            offered.setdefault(binding.site.name, set(found)).intersection_update(found)
-    for site, value in values.items():
-        if site not in offered:
-            raise unknown(f"site with the choice {name!r}", site, offered, ConfigError)
-        if value is not None and (isinstance(value, bool) or value not in offered[site]):
-            has = _span(tuple(sorted(offered[site])))
-            raise ConfigError(f"{name}={value!r} is not offered at {site!r}, which has {has}")
 
 
 @contextmanager
@@ -127,14 +93,8 @@ def chosen(model: nn.Module, **settings: Any) -> Iterator[nn.Module]:
         before.write(None)
 
 
-def narrowed(plan: SharePlan, settings: Mapping[str, Any] | None = None) -> SharePlan:
-    """The plan of one subnet by itself: with `settings`, or as it is now, and without the other widths."""
-    if settings:
-        offered = {choice for step in plan.generates for choice in step_rule(step).choices()}
-        for choice in settings:
-            if choice not in offered | {LOOPS, DEPTH}:
-                raise unknown("choice", choice, offered, ConfigError)
-        plan = with_choices(plan, settings)
+def narrowed(plan: SharePlan) -> SharePlan:
+    """The plan of one subnet by itself: as it is now, and without the other widths and sizes."""
     steps = (_narrowed(step) if isinstance(step, Generate) else step for step in plan.steps)
     return SharePlan(tuple(steps), plan.form)
 
@@ -218,7 +178,3 @@ def _chosen(plan: SharePlan, settings: dict[str, Any] | None) -> SharePlan:
 
 def _plain(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
-def _span(values: tuple[Any, ...]) -> str:
-    return ", ".join(map(repr, values)) if len(values) <= 8 else f"{values[0]!r} to {values[-1]!r}"

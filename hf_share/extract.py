@@ -23,13 +23,22 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .cut import cut_rules, cuts, require_prefixes
 from .elastic import bindings, choose, narrowed
-from .errors import ConfigError
+from .errors import ConfigError, unknown
 from .guards import require_whole
 from .lanes import Lanes
 from .modules import Share, Store
+from .offers import offers_of_plan
 from .plan import SharePlan
 from .registry import find, remember, subnets
+from .rules import with_choices
 from .ties import attached, change_plan, rebind
+
+
+# of AutoConfig.from_pretrained: it takes every other name for a key of the config, known or not
+LOADING = (
+    "cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder",
+    "token", "trust_remote_code",
+)  # fmt: skip
 
 
 def extract(model: nn.Module, **settings: Any) -> nn.Module:
@@ -83,7 +92,7 @@ def _leave_out(share: Share) -> None:
 
 def subnet_config(
     model: str | os.PathLike | PretrainedConfig, name: str | None = None, *, budget: str | None = None,
-    bits: Any = None, ffn: Any = None, kv_groups: Any = None, **kwargs: Any,
+    **settings: Any,
 ) -> PretrainedConfig:  # fmt: skip
     """The config with which `from_pretrained` reads one subnet of an elastic checkpoint, and no more of the
     file than it needs.
@@ -92,30 +101,34 @@ def subnet_config(
         model: path or Hub id of the elastic checkpoint.
         name: a name in its `subnets.json`.
         budget: in place of a name, the best one within "3.0 bits" or "1200000 bytes".
-        bits, ffn, kv_groups: in place of a name, choices as `choose` takes them, for the whole model or site
-            by site; what is not said stays as the checkpoint has it.
-        kwargs: for `AutoConfig.from_pretrained` (`revision`, `token`, ...).
+        settings: in place of a name, choices as `choose` takes them, for the whole model or site by site;
+            what is not said stays as the checkpoint has it. The widths of `bits`, and the lanes of `ffn` and
+            `kv_groups` that are not chosen, are left out; the other choices (`rank`, `depth`, `loops`) are
+            active in the model that is loaded, and still its own. Also `revision`, `token` and what else
+            `AutoConfig.from_pretrained` takes to find a file.
 
     Raises:
-        ConfigError: if there is no such subnet, or the checkpoint has no choice of bits or lanes.
+        ConfigError: if there is no such subnet, or the checkpoint does not offer such a choice.
         Refused: if lanes feed from a fused weight, or a rule's tensors cannot be cut short.
     """
-    said = {k: v for k, v in (("bits", bits), ("ffn", ffn), ("kv_groups", kv_groups)) if v is not None}
-    if sum((name is not None, budget is not None, bool(said))) != 1:
-        raise ConfigError("give one of name, budget and choices (bits, ffn, kv_groups)")
+    kwargs = {key: settings.pop(key) for key in LOADING if key in settings}
     config = copy.deepcopy(model) if isinstance(model, PretrainedConfig) else None
     config = AutoConfig.from_pretrained(model, **kwargs) if config is None else config
     outer: Any = getattr(config, "quantization_config", None)
     values = outer.to_dict() if hasattr(outer, "to_dict") else outer
     if not isinstance(values, dict) or not values.get("plan"):
         raise ConfigError(f"{model} is no shared checkpoint")
-    if not said:
-        where: Any = config.name_or_path if isinstance(model, PretrainedConfig) else model
-        said = dict(find(subnets(where, **kwargs), name, budget)["choices"])
     plan = SharePlan.from_dict(values["plan"])
-    small = narrowed(plan, said)
-    if small == plan:
-        raise ConfigError(f"{model} has no choice of bits or lanes, so there is nothing to leave out")
+    offered = offers_of_plan(plan)
+    for key in settings:
+        if key not in offered.everywhere:
+            raise unknown("choice", key, (*offered.everywhere, *LOADING), ConfigError)
+    if sum((name is not None, budget is not None, bool(settings))) != 1:
+        raise ConfigError(f"give one of name, budget and choices ({', '.join(offered.everywhere)})")
+    if not settings:
+        where: Any = config.name_or_path if isinstance(model, PretrainedConfig) else model
+        settings = dict(find(subnets(where, **kwargs), name, budget)["choices"])
+    small = narrowed(with_choices(plan, offered.read(settings)))
     require_prefixes(small, cuts(small, plan))
     config.quantization_config = {**values, "plan": small.to_dict()}
     return config

@@ -28,7 +28,7 @@ LAYERS = (
     "importance gates lines",
     "weighed",
     "sort_lanes structure",
-    "fit materialize elastic per_layer drift activations prune",
+    "offers fit materialize elastic per_layer drift activations prune",
     "formed swap settle extract cut_sizes costs packed backends merge filesize",
     "methods",
     "hub share quantize train search eval shapes describe plots scan",

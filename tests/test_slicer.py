@@ -114,6 +114,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for source, args, error, message in (
         ("codes", {"plain": True, "ffn": 0.5}, Refused, "rules make weights"),
         ("whole", {"ffn": 0.7}, hf_share.ShareError, "0.7"),
+        ("whole", {"fnn": 0.5}, ConfigError, "did you mean 'ffn'"),
         ("whole", {}, ConfigError, "give one of name, budget and choices"),
         ("whole", {"depth": 3}, ConfigError, "plain=True leaves layers out"),
         ("dense", {"ffn": 0.5}, ConfigError, "no shared checkpoint"),

@@ -34,6 +34,7 @@ from ..files import filling
 from ..filesize import Shaped, data_bytes, parse_target, tensors_of
 from ..lanes import Lanes
 from ..materialize import make_plain
+from ..offers import DEPTH, LOOPS
 from ..plan import SharePlan
 from ..registry import find, subnets
 from ..rules import step_rule
@@ -112,8 +113,9 @@ class Small:
 
 
 def _shared(home: Path, name: str | None, budget: str | None, choices: Mapping[str, Any]) -> Small:
-    if "depth" in choices:
-        raise ConfigError("depth stays a choice of a shared checkpoint; plain=True leaves layers out")
+    for choice in (LOOPS, DEPTH):
+        if choice in choices:
+            raise ConfigError(f"{choice} stays a choice of a shared checkpoint; plain=True leaves layers out")
     config: Any = subnet_config(home, name, budget=budget, **choices)
     model = _on_meta(config)
     attach(model, SharePlan.from_dict(config.quantization_config["plan"]))
