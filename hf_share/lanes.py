@@ -79,7 +79,7 @@ class Lanes(Rule):
         object.__setattr__(self, "feeds", feeds)
         if self.order not in ORDERS:
             raise unknown(f"{self.name} order", self.order, ORDERS)
-        if self.size is not None and self.size not in sizes:
+        if self.size is not None and (not self._fits(self.size) or self.size not in sizes):
             raise PlanError(f"{self.name}: {self.size_name} is {self.size!r}; offered are {sizes}")
         if not isinstance(self.cut, bool):
             raise PlanError(f"{self.name}: cut is {self.cut!r}; true or false fits")

@@ -23,8 +23,13 @@ def freeze(obj: Any, *names: str) -> None:
         object.__setattr__(obj, name, tuple(value))
 
 
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number as JSON has it: 3, and neither 3.0 nor true, which equal 3 and 1."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def require_count(value: Any, where: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value) or value < least:
         raise PlanError(f"{where}: {value!r:.80} is not a whole number of at least {least}")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from .errors import PlanError, unknown
-from .plain import freeze, frozen_args, require_count, require_name, require_sites
+from .plain import freeze, frozen_args, is_whole, require_count, require_name, require_sites
 
 
 MAX_VISITS = 2048
@@ -153,7 +153,7 @@ class Arrange:
                 f"{where}: depths is {self.depths}; rising numbers from {max(least, 1)} to {every} fit, "
                 f"{every} among them"
             )
-        if self.layers is not None and (isinstance(self.layers, bool) or self.layers not in self.depths):
+        if self.layers is not None and (not is_whole(self.layers) or self.layers not in self.depths):
             raise PlanError(f"{where}: layers is {self.layers!r}; {self.depths} are offered")
 
     def _check_scores(self, where: str):

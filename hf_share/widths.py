@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .errors import PlanError
+from .plain import is_whole
 from .rules import Rule
 
 
@@ -34,7 +35,7 @@ class Widths(Rule):
         if widths[0] < 1 or widths[-1] > self.most:
             raise PlanError(f"{self.name}: widths is {self.widths!r:.80}; {fit}, rising, fit")
         object.__setattr__(self, "widths", widths)
-        if self.bits is not None and self.bits not in self.widths:
+        if self.bits is not None and (not is_whole(self.bits) or self.bits not in self.widths):
             offered = ", ".join(map(str, self.widths))
             raise PlanError(f"{self.name}: bits is {self.bits!r}; offered are {offered}")
         if self.kept is not None:
@@ -42,8 +43,7 @@ class Widths(Rule):
 
     def _rising(self, given: Any, name: str, fit: str) -> tuple[int, ...]:
         values = tuple(given) if isinstance(given, (list, tuple)) else ()
-        whole = all(isinstance(b, int) and not isinstance(b, bool) for b in values)
-        if not values or not whole or list(values) != sorted(set(values)):
+        if not values or not all(map(is_whole, values)) or list(values) != sorted(set(values)):
             raise PlanError(f"{self.name}: {name} is {given!r:.80}; {fit}, rising, fit")
         return values
 

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import transformers as tf
@@ -11,6 +14,8 @@ import zoo
 
 import hf_share
 from hf_share import ConfigError, ElasticConfig, RecursiveConfig, ShareConfig
+from hf_share.elastic import bindings
+from hf_share.hub.load import load_model
 from hf_share.registry import remember
 
 
@@ -90,3 +95,56 @@ def test_what_is_not_offered_is_refused_by_name(tmp_path, asked, message):
     saved(tmp_path, DEPTH)
     with pytest.raises(ConfigError, match=message):
         hf_share.subnet_config(tmp_path, **asked)
+
+
+def test_a_number_that_equals_an_offered_one_is_that_one(tmp_path):
+    model = saved(tmp_path, MIXED)
+    asked = {"bits": 3.0, "rank": np.float32(2), "ffn": 1}
+    hf_share.choose(model, **asked)
+    expected = zoo.logits(model)
+    model.save_pretrained(tmp_path)
+    plan = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["plan"]
+    found = {k: repr(v) for step in plan["steps"] for k, v in step["args"].items() if k in asked}
+    assert found == {"bits": "3", "rank": "2", "ffn": "1.0"}
+    assert torch.equal(zoo.logits(tf.AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
+    assert torch.equal(zoo.logits(load_model(f"{tmp_path}@bits=3.0")), expected)
+    hf_share.choose(model, bits={SITE: 2.0})
+    assert {b.rule.bits for b in bindings(model) if b.rule.frozen and b.site.name == SITE} == {2}
+    remember(model, [{"name": "low", "choices": {"bits": 2.0}}])
+    hf_share.choose(model, name="low")
+    assert {repr(b.rule.bits) for b in bindings(model) if b.rule.frozen} == {"2"}
+
+
+@pytest.mark.parametrize("value", [True, "3", [3], 2.5, float("nan")])
+def test_what_equals_no_offered_number_is_refused(tmp_path, value):
+    model = saved(tmp_path, DEPTH)
+    before = model._hf_share.plan
+    for asked in ({"bits": value}, {"bits": {SITE: value}}, {"depth": value}, {"kv_groups": value}):
+        with pytest.raises(ConfigError, match="is not offered"):
+            hf_share.choose(model, **asked)
+    assert model._hf_share.plan is before
+
+
+@pytest.mark.parametrize(
+    ("step", "key", "value", "message"),
+    [
+        ("nested", "bits", 3.0, "bits is 3.0; offered are 2, 3"),
+        ("nested", "bits", [3.0, *[2] * 27], "bits is 3.0"),
+        ("by_width", "bits", 3.0, "bits is 3.0"),
+        ("heads", "kv_groups", 1.0, "kv_groups is 1.0; offered are"),
+        ("heads", "kv_groups", True, "kv_groups is True"),
+        ("neurons", "ffn", True, "ffn is True"),
+        ("arrange", "layers", 3.0, "layers is 3.0"),
+    ],
+)
+def test_a_plan_holds_numbers_as_they_are_offered(tmp_path, step, key, value, message):
+    saved(tmp_path, DEPTH)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for own in config["quantization_config"]["plan"]["steps"]:
+        if own.get("rule") == step:
+            own["args"][key] = value
+        elif own["step"] == step:
+            own[key] = own["origin"][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(hf_share.PlanError, match=message):
+        tf.AutoModelForCausalLM.from_pretrained(tmp_path)
