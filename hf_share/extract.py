@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One size of an elastic model by itself: the tensors of its active choices and no others.
 
-`extract` takes them out of a model in memory. `subnet_config` lets `from_pretrained` read them alone from the
+`extract` takes them out of a model in memory. `subnet_config` lets `from_pretrained` load them alone from the
 file of the whole model:
 
     config = hf_share.subnet_config(path, "3.0-bits")
     model = AutoModelForCausalLM.from_pretrained(path, config=config)
 
-Tensors keep their names, so both give the same model, which has no choice of bits any more.
+Tensors keep their names, so both give the same model, which has no choice of bits any more. Of the planes of
+a code, those that are needed are read. Where lanes are left out, a tensor comes from transformers whole, and
+its first part is kept; `hub/slicer.py` reads that part alone.
 """
 
 from __future__ import annotations
@@ -94,8 +96,9 @@ def subnet_config(
     model: str | os.PathLike | PretrainedConfig, name: str | None = None, *, budget: str | None = None,
     **settings: Any,
 ) -> PretrainedConfig:  # fmt: skip
-    """The config with which `from_pretrained` reads one subnet of an elastic checkpoint, and no more of the
-    file than it needs.
+    """The config with which `from_pretrained` loads one subnet of an elastic checkpoint, and keeps no more of
+    its tensors than that needs. Planes of bits that it does not need are not read; a tensor with fewer lanes
+    is read whole first, which `hf-share slice` does not do.
 
     Args:
         model: path or Hub id of the elastic checkpoint.

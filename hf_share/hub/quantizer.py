@@ -243,7 +243,9 @@ class _TakeGuard(ConversionOps):
 
 
 class _TakePrefix(ConversionOps):
-    """Of a tensor of the whole model, the first part, which is what the model has room for."""
+    """Of a tensor of the whole model, the first part, which is what the model has room for. transformers
+    reads it whole before any converter sees it.
+    """
 
     def convert(
         self, input_dict: dict, *args: Any, full_layer_name: str = "", model: Any = None, **kwargs: Any
