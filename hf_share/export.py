@@ -215,7 +215,10 @@ def _convert(model: Any, folder: Path) -> str:
     return shlex.join((*script, str(folder), "--outfile", str(out), "--outtype", kind))
 
 
-PER_LAYER = "of each layer's own size, said by per_layer_config; hf_share.per_layer_class loads them"
+PER_LAYER = (
+    "of each layer's own size, said by per_layer_config; hf_share.per_layer_class of the model's class, such "
+    "as LlamaForCausalLM and no Auto class, loads them"
+)
 FORMATS = {
     "dense": Format(write=_write_dense),
     "per-layer": Format(write=_write_per_layer, note=PER_LAYER),

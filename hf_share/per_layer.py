@@ -20,7 +20,7 @@ from torch import nn
 
 from .cut import cut_at, narrow, narrow_module
 from .depths import plain_name
-from .errors import Refused
+from .errors import ConfigError, Refused
 from .lanes import Heads, Lanes
 from .plain_lanes import BLOCK_KEYS
 from .plan import SharePlan
@@ -34,12 +34,21 @@ Sizes = dict[int, dict[str, int]]
 
 @cache
 def per_layer_class(cls: type) -> Any:
-    """The model class `cls` with layers built from `config.per_layer_config`.
+    """The model class `cls`, the one that `architectures` of the config names, with layers built from
+    `config.per_layer_config`.
+
+    Raises:
+        ConfigError: for an Auto class, which builds models of other classes.
 
     Example:
         >>> import transformers
         >>> per_layer_class(transformers.LlamaForCausalLM).from_pretrained("uneven")  # doctest: +SKIP
     """
+    if not issubclass(cls, nn.Module):
+        raise ConfigError(
+            f"{cls.__name__} is no model class; give the one that `architectures` in config.json names, such "
+            "as LlamaForCausalLM"
+        )
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         config.allow_global_per_layer_attribute_access = True  # the stock class builds with the global sizes

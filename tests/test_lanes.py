@@ -182,6 +182,8 @@ def test_layers_of_their_own_sizes_are_plain_by_per_layer_config(arch, tmp_path)
     assert torch.equal(*runs)
     with pytest.raises(RuntimeError, match="mismatch"):  # the stock class, which builds from global sizes
         tf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="AutoModelForCausalLM is no model class.*LlamaForCausalLM"):
+        hf_share.per_layer_class(tf.AutoModelForCausalLM)
 
 
 def test_a_config_without_a_word_has_no_per_layer_form():
