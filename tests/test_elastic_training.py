@@ -316,6 +316,21 @@ def test_a_callback_does_the_same_in_the_stock_trainer(tmp_path):
         ElasticCallback(make_sampler("uniform", space(model), warm=3))
 
 
+def test_a_run_that_fails_leaves_the_model_as_it_was(tmp_path):
+    class Stopped(tf.Trainer):
+        def training_step(self, *args, **kwargs):
+            drawn.append(set(widths(self.model).values()))
+            raise KeyboardInterrupt
+
+    drawn, model = [], choose(elastic(), bits=4)
+    sampler = make_sampler("uniform", space(model), seed=5)
+    with pytest.raises(KeyboardInterrupt), ElasticCallback(sampler) as callback:
+        Stopped(
+            model=model, args=arguments(tmp_path), train_dataset=Windows(IDS), callbacks=[callback]
+        ).train()
+    assert drawn != [{4}] and set(widths(model).values()) == {4}
+
+
 def test_ranks_of_a_peft_adapter_are_trained_the_same_way(tmp_path):
     """Neural low-rank search: rank k uses the first k rows and columns, so the last ones rest."""
     torch.manual_seed(1)

@@ -69,12 +69,16 @@ class Position(TrainerCallback):
 class ElasticCallback(Position):
     """Sets the active subnet of each micro-step in any `transformers.Trainer`.
 
+    A Trainer does not tell its callbacks of an exception: the model then has the last subnet, unless the
+    training runs in a `with` block of the callback.
+
     Args:
         sampler: one that gives one subnet at a time; several take an `ElasticTrainer`.
 
     Example:
         >>> sampler = make_sampler("mixture", space(model))  # doctest: +SKIP
-        >>> Trainer(model, ..., callbacks=[ElasticCallback(sampler)])  # doctest: +SKIP
+        >>> with ElasticCallback(sampler) as elastic:  # doctest: +SKIP
+        ...     Trainer(model, ..., callbacks=[elastic]).train()
     """
 
     def __init__(self, sampler: Sampler):
@@ -84,6 +88,12 @@ class ElasticCallback(Position):
                 "use hf_share.train.elastic_trainer.ElasticTrainer"
             )
         self.sampler, self.active = sampler, ExitStack()
+
+    def __enter__(self) -> ElasticCallback:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.active.close()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_begin(args, state, control)
