@@ -4,8 +4,9 @@
 
 Two cases are known and dealt with unasked. bitsandbytes repacks 4-bit weights for CPUs with AVX512-BF16 at
 the first forward pass that needs no gradient, and a later backward reads the packed bytes as if they were
-not (cosine 0.5 to the true gradient). torchao's configs that quantise activations, too, return gradients of
-something else (0.3), or none. `check_backend_gradients` finds out about any other case.
+not (cosine 0.5 to the true gradient). So every model that is shared, loaded or adapted here is kept from it,
+whoever trains it then. torchao's configs that quantise activations, too, return gradients of something else
+(0.3), or none. `check_backend_gradients` finds out about any other case.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def activations_quantised(model: nn.Module) -> list[str]:
 
 def never_repack(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights for CPUs with AVX512-BF16 at the first forward pass that
-    needs no gradient: no gradient comes back through packed weights, or a wrong one.
+    needs no gradient: no gradient comes back through packed weights, or a wrong one, a file written then has
+    lost bits, and shapes that do not fill its blocks fail an assertion. Such a CPU decodes slower without it:
+    14 tokens a second instead of 47 with eight layers of width 1024 in bf16.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):

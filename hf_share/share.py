@@ -14,7 +14,7 @@ from .attach import attach
 from .config import ShareConfig
 from .errors import ConfigError, Refused, unknown
 from .fit import build
-from .guards import require_whole
+from .guards import never_repack, require_whole
 from .hub.layer import ShareLayer
 from .hub.record import record_plan
 from .hub.tuner import drop_adapter_stores, is_structural
@@ -52,6 +52,7 @@ def share(model: nn.Module, config: ShareConfig | SharePlan, calibration: Any = 
     else:
         raise ConfigError(f"config must be a ShareConfig or a SharePlan, not {type(config).__name__}")
     build(model, plan, calibration=calibration)
+    never_repack(model)
     record_plan(model)
     return model
 

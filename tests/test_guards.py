@@ -12,6 +12,7 @@ import re
 import pytest
 import torch
 import transformers as tf
+import zoo
 from helpers import rows
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_quantised import INNERS, build, load, quantised_base
@@ -94,6 +95,46 @@ def test_an_adapter_over_4_bits_turns_repacking_off(inner, tmp_path):
     assert not any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in four)
 
 
+@pytest.mark.parametrize("inner", ["nf4", "nf4_double", "fp4"])
+def test_a_stock_adapter_over_a_shared_model_in_4_bits_trains_past_an_evaluation(inner, tmp_path):
+    hf_share.share(build("llama"), hf_share.FoldConfig(group_size=2)).save_pretrained(tmp_path / "shared")
+    model = load(tmp_path / "shared", inner)
+    model.save_pretrained(tmp_path / "small")
+    for base in (model, tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")):
+        torch.manual_seed(1)
+        lora = LoraConfig(r=2, target_modules=LORA["target_modules"], init_lora_weights=False)
+        adapted = get_peft_model(base, lora)
+        arguments = tf.TrainingArguments(
+            output_dir=str(tmp_path), report_to=[], use_cpu=True, max_steps=2, eval_strategy="steps",
+            eval_steps=1, save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        data = [{"input_ids": ids, "labels": ids} for ids in batch()["input_ids"]]
+        tf.Trainer(model=adapted, args=arguments, train_dataset=data, eval_dataset=data).train()
+        four = [m for m in base.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+        assert four and not any(m.support_avx512bf16_for_cpu for m in four)
+        assert not any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in four)
+        assert min(check_backend_gradients(adapted, batch()).values()) >= 0.999
+
+
+def test_sharing_a_model_in_4_bits_turns_repacking_off(tmp_path):
+    base = quantised_base("nf4", tmp_path)
+    with torch.no_grad():
+        base.eval()(**batch())
+    model = hf_share.share(base, hf_share.FoldConfig(group_size=2))
+    four = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    assert four and not any(m.support_avx512bf16_for_cpu for m in four)
+    assert not any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in four)
+
+
+def test_shapes_that_cannot_be_packed_are_evaluated(tmp_path):
+    """bitsandbytes asserts that outputs come in 32s and inputs in 64s, where it repacks."""
+    odd = zoo.build("llama", hidden_size=48, intermediate_size=80)
+    hf_share.share(odd, hf_share.FoldConfig(group_size=2)).save_pretrained(tmp_path)
+    model = load(tmp_path, "nf4").eval()
+    with torch.no_grad():
+        assert model(**batch()).loss.isfinite()
+
+
 @pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered:UserWarning")
 def test_repacked_weights_are_found_out(tmp_path):
     if not repacks():
@@ -166,7 +207,6 @@ def test_rules_beside_quantised_weights_are_in_the_copy(tmp_path):
     fold = hf_share.FoldConfig(group_size=2, relax="scale")
     hf_share.share(build("llama"), fold).save_pretrained(tmp_path)
     model = load(tmp_path, "nf4")
-    never_repack(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".share." in name)
     cosines = check_backend_gradients(model, batch())

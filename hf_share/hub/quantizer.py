@@ -27,7 +27,7 @@ from ..attach import arrange, attach, bind, check
 from ..cut import prefix_of
 from ..elastic import is_narrowed
 from ..errors import ConfigError, PlanError, Refused, unknown
-from ..guards import activations_quantised
+from ..guards import activations_quantised, never_repack
 from ..plan import SharePlan
 from ..registry import remember
 from ..shelter import Shelter, sheltered
@@ -146,7 +146,9 @@ class SharedQuantizer(HfQuantizer):
             remember(model, ())
         if self.inner is not None:
             self.trains = not activations_quantised(model)
-            return self.inner._process_model_after_weight_loading(model, **kwargs)
+            model = self.inner._process_model_after_weight_loading(model, **kwargs)
+            never_repack(model)  # stock adapters and trainers do not ask us before they train
+            return model
         # left set, these make Trainer refuse full fine-tuning and `save_pretrained` ignore its state_dict
         # argument
         model.is_quantized = False
