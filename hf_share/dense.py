@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .errors import Refused
 from .modules import linear_weight
@@ -28,6 +31,16 @@ def dense(base: nn.Module, site: Site) -> Tensor:
 def is_torchs_own(tensor: Tensor) -> bool:
     """False for a tensor of another library's class: torchao's quantised ones say that they are floats."""
     return type(tensor).__module__.partition(".")[0] == "torch"
+
+
+def plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A tensor, or those that one of torchao's holds, by the names transformers writes them under."""
+    if is_torchs_own(tensor) or not is_traceable_wrapper_subclass(tensor):  # DTensor is torch's: one tensor
+        yield name, tensor
+        return
+    module, _, attribute = name.rpartition(".")
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from plain_parts(f"{module}._{attribute}_{part}", getattr(tensor, part))
 
 
 def _whole_shape(site: Site, weight: Tensor) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from .errors import ConfigError
 
 
 CONFIGS = ("config.json", "adapter_config.json")
+SUBNETS = "subnets.json"
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -65,7 +66,8 @@ def flush(path: str | os.PathLike) -> None:
 @contextmanager
 def filling(folder: str | os.PathLike) -> Iterator[Path]:
     """A folder to write into; what is in it moves to `folder` when the block ends, and nothing does if it
-    raises. What `folder` held stays, but for what has the same name and the weights of another model.
+    raises. What `folder` held stays, but for what has the same name, and the weights and the named subnets of
+    another model.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,8 @@ def filling(folder: str | os.PathLike) -> Iterator[Path]:
         for old in folder.glob("*.safetensors*" if CONFIGS[0] in new else "adapter_*.safetensors*"):
             if old.name not in new:
                 old.unlink()
+        if CONFIGS[0] in new and SUBNETS not in new and (folder / CONFIGS[0]).exists():
+            (folder / SUBNETS).unlink(missing_ok=True)
         # these go last: a folder without them is no model
         for file in sorted(Path(part).iterdir(), key=lambda f: f.name in CONFIGS):
             if file.is_dir():

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .budget import BYTES
-from .dense import is_torchs_own
+from .dense import plain_parts
 from .errors import ConfigError
 from .guards import left_packed
 from .ties import drop_tied, to_file
@@ -49,18 +48,8 @@ def tensors_of(model: Any) -> dict[str, Shaped]:
         alias = name in aliases and state.get(aliases[name]) is tensor
         if torch.is_tensor(tensor) and not alias and id(tensor) not in seen:
             seen.add(id(tensor))
-            found |= {part: (t.dtype, tuple(t.shape)) for part, t in _plain_parts(name, tensor)}
+            found |= {part: (t.dtype, tuple(t.shape)) for part, t in plain_parts(name, tensor)}
     return found
-
-
-def _plain_parts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor, or those that one of torchao's holds, by the names transformers writes them under."""
-    if is_torchs_own(tensor) or not is_traceable_wrapper_subclass(tensor):  # DTensor is torch's: one tensor
-        yield name, tensor
-        return
-    module, _, attribute = name.rpartition(".")
-    for part in tensor.__tensor_flatten__()[0]:
-        yield from _plain_parts(f"{module}._{attribute}_{part}", getattr(tensor, part))
 
 
 def file_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> int:

@@ -22,6 +22,7 @@ from .modules import Share
 from .nested import Nested
 from .plan import SharePlan
 from .planes import read, spell
+from .registry import forget
 from .rules import step_rule
 from .sites import STORES, backbone
 from .steps import Generate
@@ -51,6 +52,7 @@ def merge_deltas(model: nn.Module) -> nn.Module:
         del getattr(backbone(model), STORES)[group]
     kept = (_in_fp32(step) for step in record.plan.steps if step not in steps)
     change_plan(model, SharePlan(tuple(kept), record.plan.form))
+    forget(model)
     return model
 
 

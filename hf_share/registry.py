@@ -3,17 +3,19 @@
 """Named subnets: `subnets.json` beside the weights, one entry for each size that was found worth a name.
 
     {"name": "3.0-bits", "choices": {"bits": {"layers.0.mlp.up_proj": 2, ...}}, "bytes": 5210432,
-     "mean_bits": 2.998, "nll": 1.806, "split": "tinystories/valid[60000:]"}
+     "mean_bits": 2.998, "nll": 1.806, "split": "tinystories/valid[60000:]", "weights": "9f3c..."}
 
 `choices` is what `choose` takes; `bytes` is the file of that subnet alone; `nll` was measured on `split`, on
-which nothing was chosen.
+which nothing was chosen. `weights` is the hash of those it was measured with: with others the numbers do not
+hold, so `save_pretrained` leaves such an entry out.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,11 @@ from transformers.utils import cached_file
 
 from .budget import Budget
 from .errors import CheckpointError, ConfigError, nearest, unknown
-from .files import write_text
+from .files import SUBNETS, write_text
 
 
-FILE = "subnets.json"
-KEYS = ("name", "choices", "bytes", "mean_bits", "nll", "split")
+FILE = SUBNETS
+KEYS = ("name", "choices", "bytes", "mean_bits", "nll", "split", "weights")
 AMOUNTS = {"bits": "mean_bits", "bytes": "bytes"}
 
 
@@ -98,6 +100,24 @@ def write(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
 def remember(model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> None:
     """Keep the list with the model: `choose` finds it, and `save_pretrained` writes it."""
     model.__dict__["_hf_share_subnets"] = checked([dict(row) for row in rows], "the list of subnets")
+
+
+def current(rows: Iterable[Mapping[str, Any]], weights: str | None) -> list[dict[str, Any]]:
+    """The rows that were measured with these weights, and those that do not say."""
+    said = {weights, None}
+    return [dict(row) for row in rows if weights is None or row.get("weights") in said]
+
+
+def forget(model: nn.Module, kept: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Drop what is listed of a model whose weights have changed, but for `kept`, and say so once."""
+    gone = len(known(model) or ()) - len(kept)
+    if gone > 0:
+        remember(model, kept)
+        warnings.warn(
+            f"{gone} named subnets were measured with other weights than this model has now, so they are "
+            "left out; search again (hf_share.search)",
+            stacklevel=3,
+        )
 
 
 def find(

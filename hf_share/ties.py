@@ -28,9 +28,12 @@ import torch
 from accelerate.utils import align_module_device
 from torch import nn
 
+from .dense import plain_parts
 from .errors import CheckpointError
+from .guards import left_packed
+from .hashes import hash_of
 from .plan import SharePlan
-from .registry import known, write
+from .registry import FILE, current, forget, known, read, write
 from .shelter import sheltered_saving
 from .sites import STORES, backbone, prefix, resolve, stacks
 
@@ -168,12 +171,11 @@ def _save_pretrained(
 ) -> None:  # fmt: skip
     """`PreTrainedModel.save_pretrained`, each tensor once and the guards in place, whoever made the dict."""
     adapters_only = getattr(model, "_hf_peft_config_loaded", False)
+    given = state_dict
     if getattr(model, "hf_quantizer", None) is None and not adapters_only:  # our quantizer does it by itself
         state_dict = to_file(model, model.state_dict() if state_dict is None else state_dict)
-    rows = known(model) if is_main_process else None
-    if rows:
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        write(save_directory, rows)
+    if is_main_process and not adapters_only:
+        _save_subnets(model, save_directory, given)
     ours = push_to_hub and "push_to_hub" in vars(model)
     saving = {key: value for key, value in kwargs.items() if key in SAVING or not ours}
     with sheltered_saving(model):
@@ -183,6 +185,36 @@ def _save_pretrained(
     if ours and is_main_process:
         pushing = {key: value for key, value in kwargs.items() if key == "token" or key not in SAVING}
         model.push_to_hub(pushing.pop("repo_id", Path(save_directory).name), saved=save_directory, **pushing)
+
+
+def _save_subnets(model: nn.Module, folder: Any, state_dict: Mapping[str, Any] | None) -> None:
+    """Write the model's named subnets, as far as they were measured with the weights that are saved. A list
+    of other weights that lies in the folder goes.
+    """
+    rows, file = known(model) or [], Path(folder) / FILE
+    lying = read(file) if file.is_file() else []
+    marked = any("weights" in row for row in (*rows, *lying))
+    now = weights_hash(model, state_dict) if marked else None
+    kept = current(rows, now)
+    forget(model, kept)
+    if kept:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write(folder, kept)
+    elif len(current(lying, now)) < len(lying):
+        file.unlink()
+
+
+def weights_hash(model: nn.Module, state_dict: Mapping[str, Any] | None = None) -> str | None:
+    """The hash of what a file of `model` holds, each tensor once; None if some of it is not in memory."""
+    with left_packed(model):
+        state = drop_tied(model, model.state_dict() if state_dict is None else state_dict)
+    aliases = {**(getattr(model, "all_tied_weights_keys", None) or {})}
+    record = attached(model)
+    gone = {*aliases, *(record.ties if record else ())}
+    held = {name: t for name, t in state.items() if name not in gone and torch.is_tensor(t)}
+    if any(tensor.is_meta for tensor in held.values()):
+        return None
+    return hash_of(part for name, tensor in held.items() for part in plain_parts(name, tensor))
 
 
 def to_file(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,3 +68,14 @@ def test_nothing_is_written_beside_a_folder_that_exists(tmp_path):
     with filling(out) as part:
         assert part.parent == out and part.name.startswith(".")
     assert tree(tmp_path) == {} and list(tmp_path.iterdir()) == [out]
+
+
+def test_named_subnets_of_another_model_do_not_stay(tmp_path):
+    for given in (["config.json", "subnets.json"], ["tokenizer.json"], ["adapter_config.json"]):
+        with filling(tmp_path) as part:
+            for name in given:
+                (part / name).write_text("[]")
+        assert (tmp_path / "subnets.json").exists()
+    with filling(tmp_path) as part:
+        (part / "config.json").write_text("{}")
+    assert not (tmp_path / "subnets.json").exists()

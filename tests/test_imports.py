@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 
 # a file or a folder imports from its own line or from lines above
 LAYERS = (
-    "errors about plain steps plan linalg planes codes masks difference files markdown budget window",
+    "errors about plain steps plan linalg planes codes masks difference files markdown budget window hashes",
     "fused sites peft_type",
     "rules rebuild targets config attention sublayers",
     "around binding shelter adapter scale atoms factors low_rank sparse_delta widths nested bywidth lanes",

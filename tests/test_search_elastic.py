@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+import transformers as tf
 import zoo
 from helpers import error_of, run
 
@@ -21,12 +22,13 @@ from hf_share import ConfigError, ElasticConfig
 from hf_share.nested import Nested
 from hf_share.search.elastic_space import elastic_space, importances
 from hf_share.search.objective import Divergence
+from hf_share.train.elastic import ElasticRunConfig, train_elastic
 from hf_share.train.pretrain import train_tokenizer
 
 
 LAYERS = 2
 SITES = 7 * LAYERS
-KEYS = "name choices bytes mean_bits nll split".split()
+KEYS = "name choices bytes mean_bits nll split weights".split()
 
 
 def elastic(**changes) -> torch.nn.Module:
@@ -88,6 +90,64 @@ def test_a_search_keeps_its_budget_its_count_and_the_model(tmp_path):
     logits = zoo.logits(model, input_ids=data(1))[:, :-1].flatten(0, 1)
     loss = torch.nn.functional.cross_entropy(logits, data(1)[:, 1:].flatten())
     assert abs(float(loss) - found.best["nll"]) < 1e-5
+
+
+def trained(model, folder):
+    """By the stock trainer, which knows nothing of lists."""
+    arguments = tf.TrainingArguments(
+        output_dir=str(folder), max_steps=1, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True
+    )
+    rows = [{"input_ids": ids, "labels": ids} for ids in data()]
+    tf.Trainer(model, arguments, train_dataset=rows).train()
+
+
+CHANGES = {
+    "training": trained,
+    "pruning": lambda model, folder: model.get_input_embeddings().weight.data[:, 0].zero_(),
+    "casting": lambda model, folder: model.to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_list_goes_where_its_weights_go_and_no_further(change, tmp_path):
+    model = elastic()
+    found = search(model)
+    model.save_pretrained(tmp_path / "one")
+    loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    hf_share.choose(loaded, bits=2).save_pretrained(tmp_path / "two")
+    assert hf_share.subnets(tmp_path / "two") == list(found.rows)
+    CHANGES[change](loaded, tmp_path)
+    with pytest.warns(UserWarning, match=f"{len(found.rows)} named subnets .* search again"):
+        loaded.save_pretrained(tmp_path / "two")
+    assert not (tmp_path / "two" / "subnets.json").exists()
+    loaded.save_pretrained(tmp_path / "two")  # and says it once
+    assert hf_share.subnets(loaded) == [] and hf_share.subnets(tmp_path / "one") == list(found.rows)
+
+
+def test_merging_and_training_here_end_a_list_in_memory_too(tmp_path):
+    merged = elastic(pooled=True, r_private=2, r_shared=2)
+    search(merged)
+    with pytest.warns(UserWarning, match="search again"):
+        hf_share.merge_deltas(merged)
+    assert hf_share.subnets(merged) == []
+    rows = search(merged).rows
+    merged.save_pretrained(tmp_path / "merged")
+    assert hf_share.subnets(tmp_path / "merged") == list(rows)
+    learns = elastic(r_private=2, r_shared=2)
+    search(learns)
+    config = ElasticRunConfig(output=str(tmp_path / "run"), steps=1, batch=2, save_steps=0)
+    with pytest.warns(UserWarning, match="search again"):
+        train_elastic(learns, data(), None, config)
+    assert hf_share.subnets(learns) == []
+
+
+def test_rows_of_other_weights_are_not_merged_with_new_ones(tmp_path):
+    one = elastic()
+    search(one, "bits=2.5", output=tmp_path, rungs=0)
+    two = elastic(r_private=0, r_shared=0)
+    found = search(two, "bits=3.5", output=tmp_path, rungs=0)
+    assert hf_share.subnets(tmp_path) == list(found.rows)
+    assert [row["name"] for row in found.rows] == ["3.5-bits"]
 
 
 def test_the_search_is_better_than_the_uniform_subnet():

@@ -13,7 +13,7 @@ from .. import markdown, registry
 from ..errors import ConfigError
 from ..files import write_text
 from ..plots import _pyplot, save
-from ..registry import FILE, read
+from ..registry import FILE, current, read
 
 
 Row = Mapping[str, Any]  # name, choices, bytes, mean_bits, nll, split
@@ -25,7 +25,12 @@ def ordered(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def merged(old: Iterable[Row], new: Iterable[Row]) -> list[dict[str, Any]]:
-    """All rows, smallest first; a new one replaces an old one of its name."""
+    """All rows, smallest first; a new one replaces an old one of its name, and all that were measured with
+    other weights.
+    """
+    new = list(new)
+    marks = {row.get("weights") for row in new}
+    old = current(old, marks.pop()) if len(marks) == 1 else old
     return ordered(({row["name"]: row for row in old} | {row["name"]: row for row in new}).values())
 
 

@@ -11,7 +11,6 @@ kept while they are small and made again for each batch otherwise.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..formed import formed_once
+from ..hashes import add, new
 from ..importance import evaluating
 from .space import Candidate
 
@@ -93,22 +93,22 @@ def _log_probabilities(model: Any, ids: Tensor) -> Tensor:
 
 def fingerprint(windows: Tensor, *models: nn.Module | None) -> str:
     """A short hash of the windows and of every value of the models, whatever subnet is active in them."""
-    digest = hashlib.blake2b(digest_size=8)
-    _add(digest, "windows", windows)
+    digest = new()
+    add(digest, "windows", windows)
     for model in models:
         digest.update(type(model).__name__.encode())
         if model is None:
             continue
         digest.update(repr(sorted(_settings(model).items(), key=lambda pair: pair[0])).encode())
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            _add(digest, name, tensor)
+            add(digest, name, tensor)
     return digest.hexdigest()
 
 
 def text_hash(windows: Tensor) -> str:
     """A short hash of token windows, by which a split is known again."""
-    digest = hashlib.blake2b(digest_size=8)
-    _add(digest, "windows", windows.long())
+    digest = new()
+    add(digest, "windows", windows.long())
     return digest.hexdigest()
 
 
@@ -116,9 +116,3 @@ def _settings(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     found = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}  # type: ignore[union-attr]
     return {k: v for k, v in found.items() if k != "quantization_config" and not k.startswith("_")}
-
-
-def _add(digest: Any, name: str, tensor: Tensor) -> None:
-    held = tensor.detach().cpu().contiguous()
-    digest.update(f"{name} {held.dtype} {tuple(held.shape)} ".encode())
-    digest.update(held.reshape(-1).view(torch.uint8).numpy())

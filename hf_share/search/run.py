@@ -31,6 +31,7 @@ from ..eval.perplexity import perplexity
 from ..files import write_text
 from ..lanes import Lanes
 from ..registry import remember, subnets
+from ..ties import weights_hash
 from . import front
 from .elastic_space import elastic_space, importances, modules_of
 from .evaluate import Evaluator
@@ -141,11 +142,13 @@ def _report(
     """A row for each named candidate, with its loss on the report split."""
     chosen_on, reported_on = map(_about, splits)
     rows, apply, standing = [], _setter(model, space), _standing(model)
+    weights = weights_hash(model)
     for name, candidate in tqdm(named.items(), "report", unit="subnet", leave=False, disable=not progress):
         apply(candidate)
         nll = perplexity(model, splits[1], batch=batch, progress=False).nll  # type: ignore[arg-type]
         split = f"{reported_on}; chosen on {chosen_on}"
-        rows.append(_row(space, standing, name, candidate, nll if math.isfinite(nll) else None, split))
+        row = _row(space, standing, name, candidate, nll if math.isfinite(nll) else None, split)
+        rows.append({**row, "weights": weights} if weights else row)
     return front.ordered(rows)
 
 

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from ..errors import ConfigError
 from ..files import write_text
+from ..registry import forget
 from .arguments import SETTINGS, TextRun
 from .checkpoints import (
     Checkpoints,
@@ -82,7 +83,10 @@ def run(trainer: Trainer, config: TextRun, data: Any = None) -> Any:
     trainer._loss_shifts_labels = True  # what Trainer counts is what the loss is of, for GPT-2 as for Llama
     twin = blueprint(trainer)
     _run(trainer, config, data)
-    return whole(trainer, twin)
+    trained = whole(trainer, twin)
+    if not hasattr(trained, "peft_config"):  # its base is as it was
+        forget(trained)
+    return trained
 
 
 def _run(trainer: Trainer, config: TextRun, data: Any) -> None:
