@@ -27,7 +27,7 @@ def tokens(count: int = 4, length: int = 32, seed: int = 0) -> torch.Tensor:
 # splits
 
 
-@pytest.mark.parametrize("shift", [0, 1, 13, 31])
+@pytest.mark.parametrize("shift", [0, 1, 13, 31, 47])
 def test_overlapping_splits_are_refused_at_every_offset(shift):
     stream = tokens(12).flatten()
     search = stream[: 4 * 32].view(4, 32)
@@ -44,7 +44,27 @@ def test_disjoint_splits_pass_though_they_share_phrases():
     two[0, 5:20] = one[2, 3:18]  # 15 tokens in a row, fewer than a run of half a window
     require_disjoint(one, two)
     two[0, 0:32] = one[2]
-    with pytest.raises(ConfigError, match="2 of 8 runs of 16 tokens .* in window 2"):
+    with pytest.raises(ConfigError, match="32 of 128 tokens .* in runs of 16 .* in window 2"):
+        require_disjoint(one, two)
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 15, 16])
+@pytest.mark.parametrize("to", [0, 5, 16])
+def test_any_run_of_half_a_window_is_found_and_none_shorter(start, to):
+    one, two = tokens(), tokens(seed=1) + zoo.VOCAB
+    for length, overlaps in ((15, False), (16, True)):
+        two[1, to : to + length] = one[2, start : start + length]
+        if not overlaps:
+            require_disjoint(one, two)
+            continue
+        with pytest.raises(ConfigError, match="overlap: 16 of 128 tokens .* in window 2"):
+            require_disjoint(one, two)
+
+
+def test_windows_that_are_shifted_by_a_token_overlap():
+    one = tokens(32, 64)
+    two = torch.cat([one[:, 1:63], tokens(32, 2, seed=1) + zoo.VOCAB], 1)
+    with pytest.raises(ConfigError, match=f"overlap: {32 * 62} of {32 * 64} tokens"):
         require_disjoint(one, two)
 
 
