@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_what_cannot_be_searched_is_said():
         search(elastic(), "bits=3.0")
     with pytest.raises(ConfigError, match="takes no less time"):
         search(elastic(), {"latency_ms": 5})
+
+
+def test_a_budget_that_smaller_sizes_would_meet_says_which_choice_makes_them():
+    model = elastic(bits=[2, 3], group_size=16, r_private=0, r_shared=0)
+    said = r"at the sizes chosen now; hf_share.choose\(model, ffn=0.25, kv_groups=1\) before the search"
+    with pytest.raises(ConfigError, match=said) as error:
+        search(model, {"bytes": 1000})
+    least = int(re.search(r"has bytes=(\d+)", str(error.value))[1])
+    hf_share.choose(model, ffn=0.25, kv_groups=1)
+    with pytest.raises(ConfigError, match=r"which has bytes=\d+$") as error:
+        search(model, {"bytes": 1000})
+    assert int(re.search(r"has bytes=(\d+)", str(error.value))[1]) < least
+    with pytest.raises(ConfigError, match="which has bits=2$"):
+        search(elastic(bits=[2, 3], group_size=16), "bits=1.9")
 
 
 def test_widths_are_searched_at_the_sizes_that_are_chosen(tmp_path):

@@ -189,8 +189,9 @@ def _space(
     space = elastic_space(model) if codes else structure_space(model)
     if "latency_ms" in dict(budget.limits) and not codes:
         raise ConfigError("lanes that are left out still run here, so a smaller size takes no less time")
+    smaller = _smaller(model, space)
     if "latency_ms" not in dict(budget.limits):
-        space.check(budget)
+        space.check(budget, smaller)
         return space
     kept = None if folder is None else folder / LATENCY
     if given is None and kept is not None and kept.exists():
@@ -201,5 +202,18 @@ def _space(
             write_text(kept, json.dumps(given, indent=1))
     costs = {**space.costs, "latency_ms": latency_cost(space.decisions, given)}
     space = Space(decisions=space.decisions, costs=costs)
-    space.check(budget)
+    space.check(budget, smaller)
     return space
+
+
+def _kinds(space: Space) -> set[str]:
+    return {decision.kind for decision in space.decisions}
+
+
+def _smaller(model: nn.Module, space: Space) -> str:
+    """The call that makes those sub-layers small whose sizes the search leaves as they are, if any is not."""
+    rules = [b.rule for b in bindings(model) if isinstance(b.rule, Lanes) and b.rule.choices()]
+    least = {r.size_name: r.sizes[0] for r in rules if r.active_lanes > r.count(r.sizes[0])}
+    open_ = sorted((kind, size) for kind, size in least.items() if kind not in _kinds(space))
+    said = ", ".join(f"{kind}={size!r}" for kind, size in open_)
+    return f"hf_share.choose(model, {said})" if said else ""

@@ -116,15 +116,19 @@ class Space:
     def fits(self, candidate: Candidate, budget: Budget) -> bool:
         return all(self.costs[name].within(candidate, limit) for name, limit in budget.limits)
 
-    def check(self, budget: Budget) -> None:
-        """Raise if no candidate can meet one of the limits, and say what the smallest possible is."""
+    def check(self, budget: Budget, smaller: str = "") -> None:
+        """Raise if no candidate can meet one of the limits, and say what the smallest possible is, and that
+        `smaller` makes its file smaller.
+        """
         for name, limit in budget.limits:
             if name not in self.costs:
                 raise unknown("cost", name, self.costs, ConfigError)
             least = self.costs[name].smallest
             if not _within(least, limit):
+                way = f" at the sizes chosen now; {smaller} before the search makes it smaller"
                 raise ConfigError(
                     f"{name}={limit:g} is below the smallest subnet, which has {name}={least:.10g}"
+                    f"{way if smaller and name == 'bytes' else ''}"
                 )
 
     def uniform(self) -> list[Candidate]:
