@@ -77,7 +77,9 @@ def search(
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Search the best subnet for a budget; a search that was stopped goes on where it was."""
+    """Search the best subnet for a budget: the bits of every weight or, in a model without them, ffn and
+    kv_groups of every sub-layer. A search that was stopped goes on where it was.
+    """
     from .budget import Budget
     from .errors import ConfigError
     from .search.run import search as run
@@ -104,6 +106,8 @@ def search(
         f"{found.best['name']} after {found.evaluations:g} evaluations, {found.measured} of them now; "
         f"written to {folder}"
     )
+    if found.kept:
+        tell(f"left as chosen: {', '.join(found.kept)}")
 
 
 def _folder(model: str, output: Path | None) -> Path:

@@ -96,6 +96,15 @@ def test_a_budget_that_smaller_sizes_would_meet_says_which_choice_makes_them():
         search(elastic(bits=[2, 3], group_size=16), "bits=1.9")
 
 
+@pytest.mark.parametrize(("preset", "choice"), [("sorted", "depth"), ("nls", "rank")])
+def test_choices_that_are_not_searched_are_named(preset, choice):
+    model = hf_share.share(zoo.build("llama"), ElasticConfig(preset=preset))
+    with pytest.raises(ConfigError, match=f"for bits, ffn or kv_groups.* sets {choice}, which this model"):
+        search(model, {"bytes": 10**9})
+    both = elastic(ranks=[2, 4])
+    assert search(both, {"bytes": 10**9}, evaluations=0, rungs=0).kept == ("rank",)
+
+
 def test_widths_are_searched_at_the_sizes_that_are_chosen(tmp_path):
     """Mean bits count the weights that are left, and bytes are those of the file."""
     model = elastic(bits=[2, 3], group_size=16, r_private=1, r_shared=1)

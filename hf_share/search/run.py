@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..budget import Budget
-from ..elastic import bindings, choose, chosen
+from ..elastic import bindings, choices, choose, chosen
 from ..errors import ConfigError
 from ..eval.perplexity import perplexity
 from ..files import write_text
@@ -49,8 +49,8 @@ LATENCY = "latency.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search gives: the row for the budget, all rows of the front, smallest first, and what it cost:
-    `evaluations` on the search split, of which `measured` ran now and the others were kept.
+    """What a search gives: the row for the budget, all rows of the front, smallest first, what it cost, and
+    the choices `kept` that the model has besides and that stayed as they were.
 
     A row has the keys of `subnets.json`: `name, choices, bytes, mean_bits, nll, split`.
     """
@@ -60,6 +60,7 @@ class Found:
     divergence: float  # KL of the best on the search split, nats per token
     evaluations: float
     measured: int
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return front.table(self.rows)
@@ -83,6 +84,9 @@ def search(
 ) -> Found:
     """The best subnet found within a budget, and a front around it. The model is left as it was; set the
     subnet with `choose(model, name=found.best["name"])`.
+
+    Searched are the bits of every weight or, in a model without that choice, the `ffn` and `kv_groups` of
+    every sub-layer. Other choices, such as depth and rank, stay as they are chosen (`Found.kept`).
 
     Args:
         budget: `"bits=3.0"`, `"bytes=1.2GB"`, `"latency_ms=12"`, several joined by commas, or a dict of them.
@@ -132,6 +136,7 @@ def search(
     return Found(
         best=next(row for row in rows if row["name"] == limits.name), rows=tuple(rows),
         divergence=divergence, evaluations=evaluate.spent, measured=evaluate.measured,
+        kept=tuple(name for name in choices(model) if name not in _kinds(space)),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..cut import Cuts, cut_at
 from ..cut_sizes import shapes_after
-from ..elastic import bindings
+from ..elastic import bindings, choices
 from ..errors import ConfigError
 from ..filesize import Shaped, data_bytes, file_bytes, tensors_of
 from ..lanes import Lanes
@@ -35,14 +35,16 @@ def structure_space(model: nn.Module) -> Space:
     """The space of the sizes of an elastic model's sub-layers, with the costs `params` and `bytes`.
 
     Raises:
-        ConfigError: if the model has no such choice, or a size cannot be cut off, so that it would cost as
-            much as the whole.
+        ConfigError: if the model has no such choice (depth and rank are none: their sizes have no file of
+            their own), or a size cannot be cut off, so that it would cost as much as the whole.
     """
     groups = _groups(model)
     if not groups:
+        has = ", ".join(choices(model))
+        others = f"; hf_share.choose sets {has}, which this model has" if has else ""
         raise ConfigError(
-            "this model has no choice of bits or of structure; hf_share.ElasticConfig(bits=...) or (ffn=...) "
-            "makes one"
+            "a search is for bits, ffn or kv_groups, and this model has none of these choices; "
+            f"hf_share.ElasticConfig(bits=...) or (ffn=...) makes one{others}"
         )
     index, tensors = {s.name: s for s in sites(model, parts=True)}, tensors_of(model)
     decisions = tuple(
