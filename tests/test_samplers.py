@@ -65,6 +65,16 @@ def test_uniform_draws_hardly_leave_the_middle():
     assert all(n == pytest.approx(300 * 35 / 3, rel=0.05) for n in drawn.values()) and len(drawn) == 3
 
 
+def test_uniform_draws_of_32_layers_have_the_papers_spread():
+    """sqrt(2/3 / 32) for a value of 2, 3, 4 each; 93.5 % of all lie in the middle quarter."""
+    space = Space(values={"bits": (2, 3, 4)}, units={"bits": tuple((f"layers.{d}",) for d in range(32))})
+    sampler = make_sampler("uniform", space)
+    found = [fmean(sampler.subnets(t)[0].choices["bits"].values()) for t in range(6000)]
+    assert pstdev(found) == pytest.approx(0.1443, abs=0.003)
+    assert share(found, 2.75, 3.25) == pytest.approx(0.935, abs=0.007)
+    assert share(found, 2.0, 2.5 - 1e-9) < 1e-3
+
+
 @pytest.mark.parametrize("kind", ["triangular", "random_mean"])
 def test_a_moving_mean_reaches_all_sizes(kind):
     found = means(kind, **({"period": 1000} if kind == "triangular" else {}))
