@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from . import depths, visits
+from . import depths
 from .errors import Refused, SiteError
 from .modules import ZeroSublayer
 from .rebuild import find_stack, rebuild
@@ -71,7 +71,7 @@ def _check_members(stack: Stack, step: Arrange) -> None:
             continue
         mine, theirs = stack.signatures[member], stack.signatures[source]
         for name in set(mine) | set(theirs):
-            if name in stack.partial or visits.is_private(step, name) or not visits.is_owned(step, name):
+            if name in stack.partial or step.keeps(name) or not step.owns(name):
                 continue
             if mine.get(name) != theirs.get(name):
                 raise Refused(
@@ -87,7 +87,7 @@ def _check_mean(stack: Stack, step: Arrange) -> None:
     for layer in sorted({m for members in step.groups().values() if len(members) > 1 for m in members}):
         for name, value in tensors(stack.layers[layer]):
             plain = type(value) is nn.Parameter and value.is_floating_point()
-            if isinstance(value, nn.Parameter) and not plain and visits.is_owned(step, name):
+            if isinstance(value, nn.Parameter) and not plain and step.owns(name):
                 raise Refused(
                     f"stack {step.stack!r}: {name!r} of layer {layer} is quantised ({type(value).__name__}), "
                     "so the layers of a group have no mean; fold the model before it is quantised, or take "
@@ -99,7 +99,7 @@ def _check_partial(stack: Stack, step: Arrange, form: str) -> None:
     """A tensor that only some depths own stays at its depth, or the result could not be rebuilt."""
     if form == "checkpoint":
         return
-    for name in sorted(n for n in stack.partial if visits.is_owned(step, n)):
+    for name in sorted(n for n in stack.partial if step.owns(n)):
         for owner in (d for d, s in enumerate(stack.signatures) if name in s):
             if owner >= len(step.order) or step.members[owner] != owner:
                 raise Refused(
@@ -261,11 +261,11 @@ def _place_layers(base: nn.Module, stack: Stack, step: Arrange) -> None:
     taken: set[tuple[int, str]] = set()
     for depth, (source, member) in enumerate(zip(step.order, step.members, strict=True)):
         for name, _ in list(tensors(new[depth])):
-            if source is None or not visits.is_owned(step, name) or name in stack.partial:
+            if source is None or not step.owns(name) or name in stack.partial:
                 continue
-            origin = member if visits.is_private(step, name) else source
+            origin = member if step.keeps(name) else source
             value = values[origin][name]
-            if visits.is_private(step, name) and (origin, name) in taken:
+            if step.keeps(name) and (origin, name) in taken:
                 value = _clone(value)
             taken.add((origin, name))
             _put(new[depth], name, value)

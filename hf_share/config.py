@@ -22,9 +22,9 @@ from .about import About
 from .errors import ConfigError, UnknownKey, nearest, unknown
 from .peft_type import PEFT_TYPE
 from .plan import SharePlan
-from .rebuild import rebuild
 from .rules import with_choices
 from .steps import Arrange
+from .view import view
 
 
 METHODS: dict[str, type[ShareConfig]] = {}
@@ -172,9 +172,12 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
         """The steps this config adds to a model that `before` will have shaped. Depths then count visits."""
         if not before.arranges:
             return self.steps(model, calibration)
-        shaped = rebuild(model, before.arranges)
+        shaped = view(model, before.arranges)
         if shaped is None:
-            raise ConfigError("methods after a structural one need a transformers model")
+            raise ConfigError(
+                "methods after a structural one need a transformers model; share another one twice: "
+                "hf_share.share(model, the structural config), then the next config"
+            )
         return self.steps(shaped, calibration)
 
     def resolve(self, model: nn.Module, calibration: Any = None) -> SharePlan:

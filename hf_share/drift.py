@@ -43,8 +43,8 @@ def kl_drift(model: nn.Module, calibration: Sequence[Any], stack: str | None = N
     path = only_stack(model, stack)
     if any(p.is_meta for p in model.parameters()):
         raise Refused(
-            "KL drift runs the model, and this one has no values (a method after a structural one meets its "
-            "shape only); give the groups as a list"
+            "KL drift runs the model, and this one has no values. Load them, or give the groups as a list. "
+            "If a method before this one merges layers, share twice: first by that config, then by this one"
         )
     head, layers = _head(model), stacks(model)[path].layers
     data = list(batches(model, calibration))

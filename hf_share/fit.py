@@ -188,7 +188,7 @@ def _fit_arrange(model: nn.Module, step: Arrange, source: Source, seed: int) -> 
 
 
 def _is_shared(step: Arrange, stack: Stack, name: str) -> bool:
-    return visits.is_owned(step, name) and not visits.is_private(step, name) and name not in stack.partial
+    return step.owns(name) and not step.keeps(name) and name not in stack.partial
 
 
 def _draw(model: nn.Module, layer: nn.Module, seed: int, parent: int) -> None:

@@ -203,6 +203,14 @@ class Arrange:
         """The layer each depth stands for: `sources`, or `order` where none are given."""
         return self.order if self.sources is None else self.sources
 
+    def owns(self, tensor: str) -> bool:
+        """Whether the step decides where this tensor of a layer (`self_attn.q_norm.weight`) comes from."""
+        return self.roles == "all" or any(tensor.startswith(f"{role}.") for role in self.roles)
+
+    def keeps(self, tensor: str) -> bool:
+        """Whether the tensor is private, or belongs to a private role."""
+        return any(tensor == role or tensor.startswith(f"{role}.") for role in self.private)
+
     @property
     def first_visits(self) -> tuple[int | None, ...]:
         """For each depth the first depth with the same source: `(0, 1, 1, 4)` gives `(0, 1, 1, 3)`."""

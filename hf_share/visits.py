@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Names before and after an `Arrange` step: the tensors it owns, those that become one, where a site goes."""
+"""Names before and after an `Arrange` step: the tensors that become one, where a site goes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,6 @@ from .sites import Site
 from .steps import Arrange
 
 
-def is_private(step: Arrange, tensor: str) -> bool:
-    """Whether the tensor `self_attn.q_norm.weight` of a layer is private, or belongs to a private role."""
-    return any(tensor == role or tensor.startswith(f"{role}.") for role in step.private)
-
-
-def is_owned(step: Arrange, tensor: str) -> bool:
-    """Whether the step decides where the tensor comes from."""
-    return step.roles == "all" or any(tensor.startswith(f"{role}.") for role in step.roles)
-
-
 def ties(model: nn.Module, step: Arrange) -> dict[str, str]:
     """Aliases of a checkpoint-form step, `{target: source}` by name from the backbone."""
     stack = find_stack(model, step)
@@ -32,7 +22,7 @@ def ties(model: nn.Module, step: Arrange) -> dict[str, str]:
         if first is None or first == depth:
             continue
         for name in stack.signatures[depth]:
-            if is_owned(step, name) and not is_private(step, name) and name not in stack.partial:
+            if step.owns(name) and not step.keeps(name) and name not in stack.partial:
                 out[f"{step.stack}.{depth}.{name}"] = f"{step.stack}.{first}.{name}"
     return out
 
@@ -68,7 +58,7 @@ def origins(index: dict[str, str], step: Arrange) -> dict[str, str]:
     for depth, member in enumerate(step.members):
         for name, origin in index.items() if member is not None else ():
             at, _, role = name.removeprefix(head).partition(".")
-            if name.startswith(head) and at == str(member) and is_owned(step, f"{role}."):
+            if name.startswith(head) and at == str(member) and step.owns(f"{role}."):
                 out[f"{head}{depth}.{role}"] = origin
     return out
 
@@ -77,7 +67,7 @@ def first_visit(site: Site, steps: Sequence[Arrange]) -> str:
     """Path of the module that stores the weight of `site`, once `steps` are applied."""
     for step in steps:
         tensor = f"{site.role}.weight"
-        if site.stack == step.stack and is_owned(step, tensor) and not is_private(step, tensor):
+        if site.stack == step.stack and step.owns(tensor) and not step.keeps(tensor):
             assert site.depth is not None
             return f"{step.stack}.{step.first_visits[site.depth]}.{site.role}"
     return site.module

@@ -32,11 +32,13 @@ def weighed(
     base = backbone(model)
     if any(p.is_meta for p in model.parameters()):
         raise Refused(
-            "ratio weighs the errors of weights, and this model has no values (a method after a structural "
-            f"one meets its shape only); {instead}"
+            "ratio weighs the errors of weights, and this model has no values. Load them, or, if a method "
+            f"before this one merges layers, {instead}"
         )
     held = {site.name: dense(base, site) for site in found}
     if len({W.data_ptr() for W in held.values()}) < len(found):
-        raise Refused(f"ratio counts every weight once, and some of these are tied; {instead}")
+        raise Refused(
+            f"ratio counts every weight once, and some of these are tied, by a fold or a loop; {instead}"
+        )
     moments = second_moments(model, calibration, list(dict.fromkeys(site.module for site in found)))
     return held, {name: root(moment) for name, moment in moments.items()}

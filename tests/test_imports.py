@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_share"
 LAYERS = (
     "errors about plain steps plan linalg planes codes masks difference files markdown budget window hashes",
     "fused sites peft_type",
-    "rules rebuild targets config attention sublayers",
+    "rules rebuild view targets config attention sublayers",
     "around binding shelter adapter scale atoms factors low_rank sparse_delta widths nested bywidth lanes",
     "coded",
     "modules allocate guards untouched",

@@ -250,9 +250,13 @@ def test_two_steps_that_own_one_weight_are_refused():
     with pytest.raises(PlanError, match="all visits or none"):
         split = MasaConfig(groups=[[0], [1, 2, 3]], num_atoms=1)
         hf_share.share(zoo.build("llama"), ShareConfig(methods=[FoldConfig(group_size=2), split]))
-    with pytest.raises(Refused, match="give num_atoms and residual_rank"):
+    with pytest.raises(Refused, match="tied.*give num_atoms and residual_rank"):
         budget = MasaConfig(ratio=0.5)
         hf_share.share(zoo.build("llama"), ShareConfig(methods=[FoldConfig(group_size=2), budget]))
+    with pytest.raises(Refused, match="share twice"):
+        mean, drift = FoldConfig(group_size=2, parent="mean"), MasaConfig(groups="kl", num_atoms=1)
+        model = zoo.build("llama")
+        hf_share.share(model, ShareConfig(methods=[mean, drift]), tokens(model))
     folded = hf_share.share(zoo.build("llama"), FoldConfig(group_size=2))
     with pytest.raises(Refused, match="some of these are tied"):
         hf_share.share(folded, MasaConfig(ratio=0.5))
