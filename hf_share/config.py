@@ -95,6 +95,7 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
 
     name: ClassVar[str] = GENERAL
     _from_file: ClassVar[bool] = False  # read by peft from an adapter's folder
+    _calibration: ClassVar[Any] = None  # what `with_calibration` was given; never saved
     arranges: ClassVar[dict[str, About]] = {}  # pattern of an `Arrange` step -> what cards say of it
     has_targets: ClassVar[bool] = False  # True for a method that adds to the modules target_modules names
 
@@ -126,6 +127,9 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
             raise ConfigError("a config takes a plan in source form; use plan.source()")
         self._take_list("methods", object)
         self.methods = None if self.methods is None else [_method_config(m) for m in self.methods]
+        given = [m._calibration for m in self.methods or () if m._calibration is not None]
+        if given:
+            self._calibration = given[0]
         if type(self) is ShareConfig and not self.methods and self._given is None:
             raise ConfigError(
                 "ShareConfig needs a plan or methods; or use a method's own config, such as ShareLoraConfig"
@@ -161,6 +165,14 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
             raise ConfigError(f"{name} is {value!r}; 0 < {name} < 1 fits, the share of numbers kept")
 
+    def with_calibration(self, calibration: Any) -> ShareConfig:
+        """A copy of this config that measures the model on `calibration`, texts or token batches, wherever
+        none are given: `get_peft_model(model, config.with_calibration(texts))`. They are not saved.
+        """
+        out = copy.copy(self)
+        out._calibration = calibration
+        return out
+
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         """The plan for `model`, in source form. Each method's config overrides this."""
         plan = SharePlan()
@@ -184,8 +196,10 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
         """The plan of this config for `model`, in source form.
 
         A plan given or loaded with the config wins; if the other fields say something else, that is an error.
-        `calibration` is a list of texts or token tensors, for methods that measure the model.
+        `calibration` is a list of texts or token tensors, for methods that measure the model; what
+        `with_calibration` was given if None.
         """
+        calibration = self._calibration if calibration is None else calibration
         if self._given is None:
             return self.steps(model, calibration)
         if not self.needs_calibration and (type(self) is not ShareConfig or self.methods is not None):

@@ -91,7 +91,8 @@ def _require_text(rules: Mapping[Generate, Rule], calibration: Any) -> None:
         if rule.calibrated and calibration is None:
             raise ConfigError(
                 f"group {step.group!r} weighs its errors by the inputs of its weights, which needs text: "
-                "hf_share.share(model, config, calibration=...)"
+                "hf_share.share(model, config, calibration=...), or for get_peft_model "
+                "config.with_calibration(...)"
             )
 
 

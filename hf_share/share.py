@@ -29,7 +29,8 @@ def share(model: nn.Module, config: ShareConfig | SharePlan, calibration: Any = 
     Args:
         model: any transformers model (or module); it is left as it was if an error is raised.
         config: a method's config, a `ShareConfig`, or a `SharePlan` in source form.
-        calibration: for methods that measure the model: texts, or batches of tokens (`hf_share.tokenize`).
+        calibration: for methods that measure the model: texts, or batches of tokens (`hf_share.tokenize`);
+            what `config.with_calibration` was given if None.
 
     Returns:
         The same model. `save_pretrained` writes each shared tensor once, `from_pretrained` loads it exactly.
@@ -48,6 +49,7 @@ def share(model: nn.Module, config: ShareConfig | SharePlan, calibration: Any = 
     if isinstance(config, SharePlan):
         plan = config
     elif isinstance(config, ShareConfig):
+        calibration = config._calibration if calibration is None else calibration
         plan = config.resolve(model, calibration)
     else:
         raise ConfigError(f"config must be a ShareConfig or a SharePlan, not {type(config).__name__}")

@@ -15,7 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import hf_share
-from hf_share import CheckpointError, ConfigError, FoldConfig, MasaConfig, PlanError, Refused, ShareConfig
+from hf_share import (
+    CheckpointError,
+    ConfigError,
+    FoldConfig,
+    MasaConfig,
+    PlanError,
+    RecursiveConfig,
+    Refused,
+    ShareConfig,
+    ShareLoraConfig,
+    SvdConfig,
+)
 from hf_share.allocate import Option, allocate
 from hf_share.atoms import Atoms
 from hf_share.attention import projection_types
@@ -291,6 +302,61 @@ def test_describe_counts_what_the_dense_model_uses():
 # --- as an adapter --------------------------------------------------------------------------------
 
 
+PLAIN = pytest.mark.filterwarnings("ignore:.*plain truncated:UserWarning")
+
+
+MEASURED = {
+    "masa": MasaConfig(ratio=0.6),
+    "drift": MasaConfig(groups="kl", num_atoms=1, residual_rank=3),
+    "svd": SvdConfig(ratio=0.6),
+    "recursive": RecursiveConfig(lora_rank=4, lora_init="whitened"),
+    "fold": FoldConfig(removal_rate=0.25, group_size=2, relax="scale"),
+    "methods": ShareConfig(methods=[FoldConfig(remove=[2]), MasaConfig(ratio=0.6)]),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_text_comes_with_the_config_of_an_adapter(name, tmp_path):
+    source, config = zoo.build("llama"), MEASURED[name]
+    texts, said = tokens(source), copy.deepcopy(config)
+    model = get_peft_model(copy.deepcopy(source), config.with_calibration(texts))
+    whole = hf_share.share(copy.deepcopy(source), config, texts)
+    torch.testing.assert_close(zoo.logits(model), zoo.logits(whole))
+    model.save_pretrained(tmp_path)  # of the text, nothing
+    loaded = PeftModel.from_pretrained(copy.deepcopy(source), tmp_path)
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
+    assert config == said and config._calibration is None
+
+
+def test_a_measured_plan_becomes_an_adapter_with_text():
+    source = zoo.build("llama")
+    texts = tokens(source)
+    plan = MasaConfig(ratio=0.6).resolve(source, texts)
+    with pytest.raises(ConfigError, match=r"for get_peft_model config\.with_calibration"):
+        get_peft_model(copy.deepcopy(source), ShareConfig(plan=plan))
+    model = get_peft_model(copy.deepcopy(source), ShareConfig(plan=plan).with_calibration(texts))
+    torch.testing.assert_close(zoo.logits(model), zoo.logits(hf_share.share(source, plan, texts)))
+
+
+def test_a_second_adapter_is_measured_on_the_base_alone():
+    source, asked = zoo.build("llama"), MasaConfig(ratio=0.6)
+    texts = tokens(source)
+    lora = ShareLoraConfig(r=2, init_weights=False, target_modules="all-linear")
+    model = get_peft_model(copy.deepcopy(source), lora)
+    first = zoo.logits(model)
+    model.add_adapter("masa", asked.with_calibration(texts))
+    assert torch.equal(zoo.logits(model), first)
+    model.set_adapter("masa")
+    torch.testing.assert_close(zoo.logits(model), zoo.logits(hf_share.share(source, asked, texts)))
+
+
+def test_a_start_without_text_is_told():
+    for config in (MasaConfig(residual_rank=2), SvdConfig(), ShareConfig(methods=[MasaConfig(ratio=0.6)])):
+        with pytest.warns(UserWarning, match=r"plain truncated ones.*config\.with_calibration\(texts\)"):
+            get_peft_model(zoo.build("llama"), config)
+
+
+@PLAIN
 def test_an_adapter_holds_atoms_and_coefficients_and_loading_refits_nothing(tmp_path, monkeypatch):
     source = zoo.build("llama")
     config = MasaConfig(num_atoms=2, residual_rank=3)
@@ -311,6 +377,7 @@ def test_an_adapter_holds_atoms_and_coefficients_and_loading_refits_nothing(tmp_
     assert zoo.logits(get_peft_model(copy.deepcopy(source), again)).equal(zoo.logits(model))
 
 
+@PLAIN
 def test_an_adapter_whose_file_lacks_a_tensor_does_not_run(tmp_path):
     source = zoo.build("llama")
     get_peft_model(copy.deepcopy(source), MasaConfig(num_atoms=2, residual_rank=3)).save_pretrained(tmp_path)
@@ -325,6 +392,7 @@ def test_an_adapter_whose_file_lacks_a_tensor_does_not_run(tmp_path):
         zoo.logits(loaded)
 
 
+@PLAIN
 def test_an_adapter_becomes_a_checkpoint_or_a_plain_model(tmp_path):
     source = zoo.build("llama")
     model = get_peft_model(copy.deepcopy(source), MasaConfig(num_atoms=2, residual_rank=3))
@@ -341,6 +409,7 @@ def test_an_adapter_becomes_a_checkpoint_or_a_plain_model(tmp_path):
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in source.parameters())
 
 
+@PLAIN
 def test_an_adapter_with_a_budget_loads_by_its_plan(tmp_path):
     source = zoo.build("llama")
     model = get_peft_model(copy.deepcopy(source), MasaConfig(ratio=0.7, projections="qk"))

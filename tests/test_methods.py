@@ -19,7 +19,7 @@ from helpers import pointers
 from helpers import stored as stored_in
 from promises import Case, Row, cells, compiles, fitted
 from torch import nn
-from zoo import MODELS
+from zoo import MODELS, inputs
 
 import hf_share
 from hf_share import (
@@ -125,6 +125,11 @@ def mos(**args):
 
 def masa(**args):
     return lambda model: MasaConfig(**args)
+
+
+def measured(config):
+    """The same on the inputs that fit the model."""
+    return lambda model: config(model).with_calibration([inputs(model)])
 
 
 def svd(**args):
@@ -347,7 +352,7 @@ ROWS = {
     "MASA, as many atoms as layers": Row(masa(num_atoms=4), made(atoms(4)), start=as_dense),
     "MASA, mlp": Row(masa(num_atoms=2, coef_param="mlp"), made(atoms(2, mlp=True)), start=unsaid),
     "MASA QKVO, residual, adapter": Row(
-        masa(num_atoms=2, residual_rank=2), atoms(2, rank=2), adapter=True, start=unsaid
+        measured(masa(num_atoms=2, residual_rank=2)), atoms(2, rank=2), adapter=True, start=unsaid
     ),
     "Fold + MASA": Row(fold_then(masa(num_atoms=2), group_size=2), folded, start=as_dense),
     "Fold + MASA, adapter": Row(

@@ -9,6 +9,7 @@ first adapter that has them is injected; another adapter must have equal ones. I
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -73,6 +74,30 @@ def _require_trained(step: Generate, found: list[Site]) -> None:
             )
 
 
+def _warn_unmeasured(config: ShareConfig) -> None:
+    """Where a config without text is not refused, it starts from less than it could."""
+    if config._given is None and config._calibration is None and config.uses_calibration:
+        warnings.warn(
+            f"{type(config).__name__} weighs errors by the inputs of calibration text, and has none: its "
+            "products start as plain truncated ones. Give it text: config.with_calibration(texts)",
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def _without_adapters(model: nn.Module) -> Iterator[None]:
+    """The base as it is by itself, which is what a new adapter is measured on."""
+    layers = [m for m in model.modules() if isinstance(m, ShareLayer) and not m.merged]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = disabled
+
+
 class ShareModel(BaseTuner):
     """Injects hf_share adapters into a model. Users meet it through `peft.get_peft_model`."""
 
@@ -124,7 +149,9 @@ class ShareModel(BaseTuner):
     def _plan_for(self, config: ShareConfig) -> SharePlan:
         record = attached(self.model)
         if record is None or not structure(record.plan).steps or config._given is None:
-            plan = config.resolve(self.model)
+            _warn_unmeasured(config)
+            with _without_adapters(self.model):
+                plan = config.resolve(self.model)
         else:
             plan = config._given
         if record is not None and structure(plan).steps and structure(record.plan).steps:
@@ -155,7 +182,9 @@ class ShareModel(BaseTuner):
         self._seed = draw_seed()
         make_ready = never_repack if peft_config.inference_mode else ready_to_train
         make_ready(model)
-        whole = None if peft_config.is_loaded else Whole(model, plan if shapes else adds)
+        with _without_adapters(model):
+            calibration, steps = peft_config._calibration, plan if shapes else adds
+            whole = None if peft_config.is_loaded else Whole(model, steps, calibration)
         if shapes:
             build(model, structure(plan), self._seed)
             record_plan(model)

@@ -134,7 +134,7 @@ class FoldConfig(ShareConfig):
 
     @property
     def needs_calibration(self) -> bool:
-        return bool(self.removal_rate) and self._given is None
+        return bool(self.removal_rate)  # what was measured may come out another way: a given plan is taken
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         stack = stacks(model)[only_stack(model, self.stack)]
@@ -208,7 +208,8 @@ class FoldConfig(ShareConfig):
         if calibration is None:
             raise ConfigError(
                 f"removal_rate={self.removal_rate} ranks layers by {self.importance!r}, which needs text: "
-                "hf_share.share(model, config, calibration=...), or name the layers with remove=[...]"
+                "hf_share.share(model, config, calibration=...), for get_peft_model "
+                "config.with_calibration(...); or name the layers with remove=[...]"
             )
         if self.importance == "gate":
             scores = layer_gates(

@@ -66,7 +66,7 @@ class MasaConfig(ShareConfig):
         groups: lists of layers that share atoms, `"kl"` to cut `num_groups` at the largest drifts (needs
             calibration text), or None: all layers are one group.
         residual_rank: rank of each layer's own product on top; whitened if calibration is given, a plain
-            truncated one otherwise. The plan says which.
+            truncated one otherwise (for `get_peft_model`: `with_calibration`). The plan says which.
         ratio: stored over dense numbers of the targeted weights, what is *kept*. Chooses atoms and ranks; one
             of `num_atoms` and `residual_rank` may be held.
         num_groups: how many groups `"kl"` cuts.
@@ -133,7 +133,8 @@ class MasaConfig(ShareConfig):
     @property
     def needs_calibration(self) -> bool:
         # what was measured may come out another way elsewhere: a plan that is given is taken as it is
-        return self.groups == "kl" or self.ratio is not None or bool(self.residual_rank)
+        fits = bool(self.residual_rank) and self._start != "random"
+        return self.groups == "kl" or self.ratio is not None or fits
 
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         types = projection_types(model, self.projections, self.stack)
@@ -174,7 +175,8 @@ class MasaConfig(ShareConfig):
             if calibration is None:
                 raise ConfigError(
                     "groups='kl' measures the model, which needs text: hf_share.share(model, config, "
-                    "calibration=...), or give the groups as a list"
+                    "calibration=...), for get_peft_model config.with_calibration(...); or give the groups "
+                    "as a list"
                 )
             return {path: cut(kl_drift(model, calibration, path), self.num_groups) for path in used}
         named = [layer for group in self.groups for layer in group]

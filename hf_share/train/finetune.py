@@ -74,7 +74,7 @@ def finetune(
     config = config or FinetuneConfig()
     set_seed(config.seed)
     cached = getattr(model.config, "use_cache", True)
-    adapted = get_peft_model(model, config.adapter_config())
+    adapted = get_peft_model(model, _with_text(config.adapter_config(), data))
     made = Trainer(
         model=adapted,
         args=training_arguments(config, evaluates=validation is not None),
@@ -85,6 +85,14 @@ def finetune(
     adapted = run(made, config)
     adapted.config.use_cache = cached  # Trainer turned it off
     return adapted.eval()
+
+
+def _with_text(asked: ShareConfig, data: Any) -> ShareConfig:
+    """Give a method that measures the base the first rows to measure it on."""
+    rows = data.windows if isinstance(data, Windows) else data
+    if not asked.uses_calibration or not isinstance(rows, Tensor):
+        return asked
+    return asked.with_calibration(list(rows[:64].split(4)))
 
 
 HELP = """Train an adapter of any method on plain text, instructions (prompt, completion) or chats (messages),
