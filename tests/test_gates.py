@@ -115,6 +115,15 @@ def test_a_layer_that_does_nothing_goes_first(importance, depth):
     torch.testing.assert_close(zoo.logits(hf_share.share(model, plan)), before)
 
 
+@pytest.mark.parametrize("layers, least", [(4, 0.25), (5, 0.2), (6, 0.167), (7, 0.143)])
+def test_a_rate_that_removes_no_layer_is_refused(layers, least):
+    model, texts = zoo.build("llama", num_hidden_layers=layers), text()
+    with pytest.raises(ConfigError, match=f"removal_rate=0.1 of {layers} layers.*from {least} on, one is$"):
+        hf_share.share(model, FoldConfig(removal_rate=0.1, importance="gate", group_size=2), texts)
+    hf_share.share(model, FoldConfig(removal_rate=least), texts)
+    assert model.config.num_hidden_layers == layers - 1
+
+
 def test_removal_follows_the_smallest_gates(monkeypatch):
     asked = {}
 

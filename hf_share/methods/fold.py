@@ -49,7 +49,8 @@ class FoldConfig(ShareConfig):
     """Config of FoldGPT, for `hf_share.share` or `get_peft_model`.
 
     Args:
-        removal_rate: share of the layers to remove by `importance`, rounded down; needs calibration text.
+        removal_rate: share of the layers to remove by `importance`, rounded down; needs calibration text. A
+            rate that removes none is refused.
         remove: layers to remove, instead of a rate.
         group_size: how many neighbours among the layers that stay share one set of weights; 1 shares nothing.
         groups: explicit groups of source layers, in order, instead of `group_size`: `[[0], [1, 2], [3]]`.
@@ -203,8 +204,13 @@ class FoldConfig(ShareConfig):
 
     def _scores(self, model: nn.Module, stack: Stack, calibration: Any) -> tuple[float, ...] | None:
         """What each layer is worth, to six digits; None if no layer is ranked."""
-        if self._count(stack) == 0:
+        if not self.removal_rate:
             return None
+        if self._count(stack) == 0:
+            raise ConfigError(
+                f"removal_rate={self.removal_rate} of {stack.depth} layers is less than one, and would "
+                f"remove none; from {math.ceil(1000 / stack.depth) / 1000:g} on, one is"
+            )
         if calibration is None:
             raise ConfigError(
                 f"removal_rate={self.removal_rate} ranks layers by {self.importance!r}, which needs text: "
