@@ -74,9 +74,11 @@ def _require_trained(step: Generate, found: list[Site]) -> None:
             )
 
 
-def _warn_unmeasured(config: ShareConfig) -> None:
+def _warn_unmeasured(config: ShareConfig, plan: SharePlan) -> None:
     """Where a config without text is not refused, it starts from less than it could."""
-    if config._given is None and config._calibration is None and config.uses_calibration:
+    if config._given is not None or config._calibration is not None or not config.uses_calibration:
+        return
+    if any(rule.reads and not rule.calibrated for rule in map(step_rule, plan.generates)):
         warnings.warn(
             f"{type(config).__name__} weighs errors by the inputs of calibration text, and has none: its "
             "products start as plain truncated ones. Give it text: config.with_calibration(texts)",
@@ -149,9 +151,9 @@ class ShareModel(BaseTuner):
     def _plan_for(self, config: ShareConfig) -> SharePlan:
         record = attached(self.model)
         if record is None or not structure(record.plan).steps or config._given is None:
-            _warn_unmeasured(config)
             with _without_adapters(self.model):
                 plan = config.resolve(self.model)
+            _warn_unmeasured(config, plan)
         else:
             plan = config._given
         if record is not None and structure(plan).steps and structure(record.plan).steps:
