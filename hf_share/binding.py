@@ -3,16 +3,16 @@
 """One rule at one site: which stored tensors it takes, and what it forms of them.
 
 A rule may *form* what it multiplies with from what is stored: a pool's shards become factors, atoms become a
-weight. While nothing trains, what was formed may be kept, and is formed anew as soon as a stored tensor is
-another one or has been written to. What is formed of whole numbers alone is a constant of training, too; it
-is kept for every width that has been active.
+weight. What was formed may be kept where no gradient is recorded, or where no stored tensor takes one (an
+adapter that is loaded and not trained, whole numbers); it is formed anew as soon as a stored tensor is
+another one or has been written to. What is formed of whole numbers alone is kept for every width that has
+been active.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ class Binding:
     """One rule at one site: the store it calls, the holder's attribute for each private tensor, and the
     rule's tables of whole numbers.
 
-    `keep` says whether what the rule forms is kept while nothing trains.
+    `keep` says whether what the rule forms is kept while none of it trains.
     """
 
     rule: Rule
@@ -64,7 +64,7 @@ class Binding:
 
     def formed(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """What the rule's `weight` and `apply` take, from the stored tensors by the rule's names."""
-        constant = self.rule.frozen and not torch.compiler.is_compiling()
+        constant = not torch.compiler.is_compiling() and not any(t.requires_grad for t in stored.values())
         if not self.keep or (trains_or_compiles() and not constant):
             if torch.is_grad_enabled():
                 self._kept.clear()
@@ -73,7 +73,7 @@ class Binding:
         if kept is None or not kept.holds([self.rule], stored.values()):
             if not self.rule.frozen:
                 self._kept.clear()
-            with torch.inference_mode(False) if constant else nullcontext():  # a later pass may train
+            with torch.inference_mode(False), torch.no_grad():  # a later pass may train what comes before
                 kept = self._kept[self.rule] = Kept([self.rule], stored.values(), self._form(stored))
         return kept.value
 

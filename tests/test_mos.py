@@ -184,6 +184,32 @@ def test_factors_are_kept_while_nothing_trains_and_follow_the_pools():
     assert not binding._kept, "nothing is kept for a training step"
 
 
+def test_an_adapter_that_is_loaded_and_not_trained_is_put_together_once(tmp_path, monkeypatch):
+    trained = adapted(r=4, init_weights=False)
+    trained.save_pretrained(tmp_path)
+    formed, form = [], Shards.form
+    monkeypatch.setattr(Shards, "form", lambda rule, t: formed.append(rule) or form(rule, t))
+    model = PeftModel.from_pretrained(zoo.build("llama"), tmp_path).eval()
+    sites = sum(len(m.bindings["default"]) for m in model.modules() if isinstance(m, ShareLayer))
+    ids = zoo.inputs(model.get_base_model())["input_ids"]
+    with torch.inference_mode():
+        model(ids)
+    inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+    for _ in range(3):  # with gradients on, and through the adapter to its input
+        out = model(inputs_embeds=inputs).logits
+    assert len(formed) == sites
+    out.square().sum().backward()
+    other = trained.get_input_embeddings()(ids).detach().requires_grad_()
+    trained(inputs_embeds=other).logits.square().sum().backward()
+    assert len(formed) == 2 * sites
+    torch.testing.assert_close(inputs.grad, other.grad)
+    pools = [p for n, p in model.named_parameters() if "hf_share_" in n]
+    for pool in pools:
+        pool.requires_grad_()
+    model(inputs_embeds=inputs).logits.square().sum().backward()
+    assert len(formed) == 3 * sites and all(p.grad is not None and p.grad.any() for p in pools)
+
+
 def test_the_file_holds_pools_and_no_indices(tmp_path):
     from helpers import stored
 
