@@ -16,11 +16,13 @@ from peft import PeftModel
 from promises import source
 from zoo import build, logits
 
-from hf_share import ConfigError, MosConfig, ShareLoraConfig
+from hf_share import ConfigError, MosConfig, PlanError, ShareLoraConfig
 from hf_share.eval.causal import load_causal
 from hf_share.eval.perplexity import perplexity
+from hf_share.train import finetune as task
 from hf_share.train.finetune import FinetuneConfig, finetune
 from hf_share.train.heal import HealConfig, heal
+from hf_share.train.pretrain import train_tokenizer
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -48,6 +50,22 @@ def test_an_adapter_learns_and_the_base_stays(adapter, tmp_path):
     with torch.no_grad():
         assert torch.equal(again(input_ids=WINDOWS).logits, adapted(input_ids=WINDOWS).logits)
     assert adapted.config.use_cache
+
+
+def test_an_adapter_that_does_not_fit_is_refused_before_any_work(tmp_path, monkeypatch):
+    build("llama", vocab_size=300).save_pretrained(tmp_path)
+    train_tokenizer(["counting can be learnt"] * 20, vocab_size=290, context=64).save_pretrained(tmp_path)
+    monkeypatch.setattr(task, "perplexity", None)
+    monkeypatch.setattr(task, "read_rows", None)
+    with pytest.raises(PlanError, match=r"rank 8 does not fit.*over 4 layers .*at most r = 5; a larger"):
+        task.main(["--model", str(tmp_path), "--config", str(RECIPES / "mos.yaml"), "--context", "16"])
+
+
+def test_a_method_that_measures_has_the_first_rows():
+    asked = FinetuneConfig(adapter={"method": "masa", "ratio": 0.6}).adapter_config()
+    assert torch.equal(torch.cat(task._with_text(asked, WINDOWS)._calibration), WINDOWS)
+    plain = FinetuneConfig().adapter_config()
+    assert task._with_text(plain, WINDOWS)._calibration is None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -110,7 +110,8 @@ class Shards(Rule):
             exactly = "" if self.select else ", and without subset selection exactly that"
             raise PlanError(
                 f"site {sites[0].name!r}: rank {self.r} does not fit: equivalent rank {self.e} and private "
-                f"rank {self.p} over {len(sites)} layers give a layer at most r = {most}{exactly}"
+                f"rank {self.p} over {len(sites)} layers give a layer at most r = {most}{exactly}; a larger "
+                "equivalent rank gives more"
             )
 
     def shared(self, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
@@ -188,7 +189,7 @@ class MosConfig(AdapterConfig):
     """Config of MoS, for `get_peft_model` or `hf_share.share`. Takes what `AdapterConfig` takes.
 
     Args:
-        r: rank of each layer's factors, put together from shards.
+        r: rank of each layer's factors, put together from shards; at most p + (e - p) layers.
         equivalent_rank: e; the adapter trains as many parameters as LoRA of this rank.
         num_shards: l, shards to a vector; it divides inputs and outputs of the targets.
         private_rank: p, how much of r a layer keeps to itself.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Trainer, set_seed
 
+from ..attach import check
 from ..config import ShareConfig
 from ..errors import ConfigError
 from ..eval.causal import load_causal
@@ -95,6 +97,15 @@ def _with_text(asked: ShareConfig, data: Any) -> ShareConfig:
     return asked.with_calibration(list(rows[:64].split(4)))
 
 
+def _require_fit(asked: ShareConfig, model: PreTrainedModel) -> None:
+    """Raise what the adapter would raise, before text is read and the base measured."""
+    if asked.uses_calibration:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come with the adapter
+        check(model, asked.resolve(model))
+
+
 HELP = """Train an adapter of any method on plain text, instructions (prompt, completion) or chats (messages),
 and save it with the tokenizer. MODEL is the base. Prints what held-out text costs before and after."""
 
@@ -104,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config.need_model("the model to adapt")
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     model = load_causal(config.model, config.context)
+    _require_fit(config.adapter_config(), model)
     rows = read_rows(config)
     adapted = _on_text(model, tokenizer, config) if rows is None else _on_rows(model, tokenizer, rows, config)
     save_output(adapted, tokenizer, config.output)
