@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,11 +19,12 @@ import torch
 import transformers as tf
 
 from hf_share import CheckpointError, ConfigError
-from hf_share.compare import adapters, encoder
-from hf_share.compare.cells import Cell, read, run
+from hf_share.compare import adapters, encoder, masa
+from hf_share.compare.cells import Cell, _timed, read, run
 from hf_share.compare.claims import Claim, at_other_rates, longer, said
 from hf_share.compare.main import main
 from hf_share.compare.rates import arm_cells, best_rate, grid
+from hf_share.compare.record import Record, read_record
 from hf_share.compare.report import by_seed, table
 from hf_share.compare.stats import Interval, interval, paired, verdict, verdict_within
 from hf_share.train.pretrain import train_tokenizer
@@ -74,6 +77,48 @@ def test_a_glob_chooses_cells_and_what_is_done_outlives_a_failure(tmp_path):
     with pytest.raises(ValueError, match="this cell fails"):
         run(lambda r: [*cells, bad], square, out)
     assert list(read(out)) == ["c/1", "c/2", "c/0"]
+
+
+def test_results_of_something_else_are_refused(tmp_path):
+    log, out = tmp_path / "log", tmp_path / "cells.jsonl"
+    cells = [Cell("c/1", {"x": 1, "log": str(log)}), Cell("c/2", {"x": 2, "log": str(log)})]
+
+    def again(wanted, of, **options):
+        return run(lambda results: wanted, square, out, record=Record(of, {"model": "m"}), **options)
+
+    again(cells[:1], {"steps": 3, "text a": "12ab"})
+    lines = out.read_text().splitlines()
+    assert again(cells[:1], {"steps": 3, "text a": "12ab"}).keys() == {"c/1"}
+    assert out.read_text().splitlines() == lines, "what is said already is not said again"
+    with pytest.raises(ConfigError, match="steps was 3 and is 7; text a was '12ab' and is '34cd'.*--output"):
+        again(cells, {"steps": 7, "text a": "34cd"})
+    assert log.read_text() == "1 " and out.read_text().splitlines() == lines
+
+    again(cells, {"steps": 3, "text b": "56ef"})
+    assert read_record(out) == Record({"steps": 3, "text a": "12ab", "text b": "56ef"}, {"model": "m"})
+    with pytest.raises(ConfigError, match="text a was '12ab'"):
+        again(cells, {"steps": 3, "text a": "34cd"})
+
+
+def test_results_that_do_not_say_what_they_are_of_are_adopted_on_demand(tmp_path):
+    out = tmp_path / "cells.jsonl"
+    cells = [Cell("c/1", {"x": 1, "log": str(tmp_path / "log")})]
+    old = run(lambda results: cells, square, out)
+    of = Record({"steps": 3})
+    with pytest.raises(ConfigError, match="does not say what its 1 cells are of. --adopt takes them"):
+        run(lambda results: cells, square, out, record=of)
+    assert run(lambda results: cells, square, out, record=of, adopt=True) == old
+    assert read_record(out) == of and run(lambda results: cells, square, out, record=of) == old
+
+
+def threads(s):
+    return {"own": torch.get_num_threads()}
+
+
+def test_a_row_says_how_many_threads_its_cell_had(tmp_path, monkeypatch):
+    assert run(lambda r: [Cell("c")], threads, tmp_path / "cells.jsonl")["c"]["threads"] == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert _timed(threads, {})["threads"] == 7
 
 
 def span(s):
@@ -266,6 +311,80 @@ def home(tmp_path_factory) -> Path:
 
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def configured(home, **numbers) -> adapters.Config:
+    places = {"model": str(home / "llama"), "data": str(home / "data")}
+    return adapters.Config(**{**places, "domains": "fairytales", **numbers})
+
+
+def test_what_decides_an_adapter_comparison(home, tmp_path):
+    """Another model, text or number is something else, wherever they lie; other seeds and arms are not."""
+    whole = adapters.record(configured(home))
+    assert whole == adapters.record(configured(home, seeds=9, arms="LoRA r=1", output="x.jsonl"))
+    assert str(home) not in str(whole)
+    copied = shutil.copytree(home, tmp_path / "home")
+    assert adapters.record(configured(copied)) == whole
+    assert adapters.record(configured(home, steps=7)).of["steps"] == 7 != whole.of["steps"]
+    (copied / "data" / "fairytales" / "val.txt").write_text("another text")
+    changed = adapters.record(configured(copied)).of
+    assert [k for k in changed if changed[k] != whole.of[k]] == ["fairytales/val.txt"]
+    other = tf.LlamaForCausalLM.from_pretrained(copied / "llama")
+    other.model.norm.weight.data[0] = 2.0
+    other.save_pretrained(copied / "llama")
+    assert adapters.record(configured(copied)).of["model"] != whole.of["model"]
+    assert whole.about["model"] == "llama" and whole.about["parameters"] == other.num_parameters()
+    with pytest.raises(ConfigError, match="--model /nowhere: there is no such folder"):
+        adapters.record(configured(home, model="/nowhere"))
+    with pytest.raises(ConfigError, match="--data is not given"):
+        adapters.record(configured(home, data=""))
+
+
+def test_what_decides_an_encoder_comparison(home):
+    places = {"model": str(home / "bert"), "data": str(home / "glue")}
+    one, both = (encoder.record(encoder.Config(**places, tasks=tasks)).of for tasks in ("sst2", "sst2,stsb"))
+    assert set(both) - set(one) == {"STS-B/train.tsv", "STS-B/dev.tsv"}
+    assert {k: both[k] for k in one} == one
+
+
+def test_what_decides_a_comparison_from_scratch(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(STORY * 300)
+    dense, shared = {"share": {}}, {"share": {"method": "masa", "num_atoms": 2}}
+
+    def of(variants, **overrides):
+        changes = {"text": str(text), **overrides}
+        recipe = str(ROOT / "recipes/masa_pretrain.yaml")
+        return masa.record(masa.Config(recipe=recipe, variants=variants, overrides=changes)).of
+
+    both = of({"dense": dense, "masa": shared}, save_steps=5)
+    assert of({"dense": dense}).items() <= both.items() and str(tmp_path) not in str(both)
+    assert of({"dense": dense}, steps=70)["steps"] == 70 != both["steps"]
+    text.write_text(STORY * 301)
+    assert of({"dense": dense})["text_hash"] != both["text_hash"]
+
+
+def test_a_page_is_written_from_the_results_alone(tmp_path, capsys):
+    """What it tells of the run stands in the results, whatever the config says."""
+    out = tmp_path / "small.jsonl"
+    about = {"model": "tiny", "type": "gpt2", "parameters": 2_000_000, "layers": 3, "width": 48}
+    of = {"steps": 5, "search_steps": 4, "batch": 3, "context": 16}
+    row = {"cell": "fairytales/LoRA r=1/seed=0", "domain": "fairytales", "arm": "LoRA r=1", "part": "final",
+           "seed": 0, "rate": 1e-3, "trained": 1234, "file_bytes": 5000, "step_seconds": 0.5,
+           "test_nll": 1.0, "test_bits_per_byte": 0.5, "source_nll": 2.0}  # fmt: skip
+    slow = {**row, "cell": "fairytales/LoRA r=1/seed=1", "seed": 1, "step_seconds": 5.0}
+    out.write_text("".join(json.dumps(r) + "\n" for r in ({"of": of, "about": about}, row)))
+    arguments = ["--config", str(ROOT / "recipes/compare_adapters.yaml"), "--output", str(out), "--report"]
+    main(None, arguments)
+    page = " ".join(capsys.readouterr().out.split())
+    for words in ("tiny (gpt2, 3 layers of 48, 2.0 M parameters) learns", "5 steps of 3 x 16 tokens,",
+                  "A is about the 1,234 parameters that LoRA r=1 trains", "| 0.50 |"):  # fmt: skip
+        assert words in page
+    out.write_text("".join(json.dumps(r) + "\n" for r in (row, slow)))
+    main(None, arguments)
+    page = " ".join(capsys.readouterr().out.split())
+    assert "A model that the results do not name" in page
+    assert "| 2.0000 ± 0.0000 | - |" in page, "seeds that differ tenfold were timed beside other work"
 
 
 @pytest.mark.slow

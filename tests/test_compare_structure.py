@@ -117,6 +117,32 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
 
+def test_tasks_that_are_not_there_are_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    monkeypatch.setitem(os.environ, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    dense().save_pretrained(tmp_path / "llama")
+    (tmp_path / "text.txt").write_text("a text")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "tiny.yaml").write_text(TASK)
+    items = tmp_path / "tasks" / "tiny.jsonl"
+    items.write_text('{"query": "The dog", "choices": ["liked to run", "xq zz"], "gold": 0}\n' * 6)
+    text, tasks = str(tmp_path / "text.txt"), str(tmp_path / "tasks")
+    places = {"model": str(tmp_path / "llama"), "train": text, "test": text}
+
+    def of(**more):
+        return structure.record(structure.Config(**places, **more)).of
+
+    first = of(tasks="tiny_story", task_folder=tasks)
+    assert str(tmp_path) not in str(first) and "tiny_story" not in of()
+    items.write_text(items.read_text().replace("dog", "cat"))
+    assert of(tasks="tiny_story", task_folder=tasks)["tiny_story"] != first["tiny_story"]
+    named = {**places, "tasks": "tiny_stori", "task_folder": tasks}
+    words = [f"--{name}={value}" for name, value in named.items()]
+    with pytest.raises(SystemExit):
+        main(None, ["--config", str(ROOT / "recipes/compare_structure.yaml"), *words, "--output", "x.jsonl"])
+    assert "unknown task 'tiny_stori'" in (said := capsys.readouterr().err) and "--task_folder" in said
+
+
 @pytest.mark.slow
 def test_a_small_structure_comparison_runs_and_reports(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")

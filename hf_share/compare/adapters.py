@@ -30,6 +30,7 @@ from .arms import Arm, Makers
 from .cells import Cell, Results
 from .claims import longer
 from .rates import arm_cells, require_grid
+from .record import Record, hash_of, model_facts, model_hash, need, settings_of
 from .training import saved_bytes, train
 
 
@@ -58,10 +59,22 @@ class Config(Settings):
                 raise unknown("arm", arm, known, ConfigError)
         require_grid(self.grid)
 
+    # they decide which cells there are, or stand in a record as hashes
+    FREE = ("model", "data", "output", "domains", "arms", "seeds")
+
     @property
     def places(self) -> dict[str, str]:
         """Where the model and the texts lie; results do not say it."""
         return {"model": self.model, "data": self.data}
+
+
+def record(config: Config) -> Record:
+    """What decides the numbers beside a cell's name: settings, the model, the texts of the domains."""
+    need(**config.places)
+    names = dict.fromkeys(name for d in config.domains.split(",") for name in files_of(d).values())
+    texts = {name: hash_of(Path(config.data) / name) for name in names}
+    of = {**settings_of(config, config.FREE), "model": model_hash(config.model), **texts}
+    return Record(of, model_facts(config.model, AutoModelForCausalLM))
 
 
 def arms() -> dict[str, Arm]:
@@ -120,19 +133,26 @@ def measured(model: Any, texts: dict[str, Tensor], tokenizer: Any, s: Mapping[st
 @cache
 def load_texts(model: str, data: str, domain: str, context: int) -> tuple[dict[str, Tensor], Any]:
     """Windows of a domain's `train`, `valid` and `test` text, and of `source`, the model's own kind."""
-    folder, tokenizer = Path(data), AutoTokenizer.from_pretrained(model)
-    if domain == "shakespeare":
-        whole = (folder / "tinyshakespeare" / "input.txt").read_bytes()
-        cuts = {"train": whole[:1_000_000], "valid": whole[1_000_000:1_055_000], "test": whole[1_055_000:]}
-    else:
-        names = {"train": "train", "valid": "val", "test": "test"}
-        cuts = {part: (folder / domain / f"{name}.txt").read_bytes() for part, name in names.items()}
-    cuts["source"] = (folder / "tinystories" / "valid.txt").read_bytes()[:60_000]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    cuts = {part: (Path(data) / name).read_bytes() for part, name in files_of(domain).items()}
+    if "whole" in cuts:
+        whole = cuts.pop("whole")
+        cuts |= {"train": whole[:1_000_000], "valid": whole[1_000_000:1_055_000], "test": whole[1_055_000:]}
+    cuts["source"] = cuts["source"][:60_000]
     texts = {part: raw.decode(errors="ignore").split("<|endoftext|>") for part, raw in cuts.items()}
     return {part: windows(tokenizer, docs, context) for part, docs in texts.items()}, tokenizer
 
 
-def report(config: Config, results: Results) -> str:
+def files_of(domain: str) -> dict[str, str]:
+    """The files of a domain's parts, below the folder of texts; `whole` is one file to cut into parts."""
+    if domain == "shakespeare":
+        own = {"whole": "tinyshakespeare/input.txt"}
+    else:
+        own = {"train": f"{domain}/train.txt", "valid": f"{domain}/val.txt", "test": f"{domain}/test.txt"}
+    return {**own, "source": "tinystories/valid.txt"}
+
+
+def report(config: Config, results: Results, record: Record) -> str:
     """The page of what is measured, written beside the results with its plot."""
     named = [(name, arm.budget) for name, arm in arms().items()]
-    return page(config.domains.split(","), named, results, config.output)
+    return page(config.domains.split(","), named, results, config.output, record)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .cells import Results
 from .claims import Claim, said
-from .report import scatter, table, write
+from .record import Record, told
+from .report import CLOCK, intro, scatter, step_seconds, table, told_budgets, write
 from .stats import interval
 
 
@@ -31,9 +32,11 @@ CLAIMS = (
 )
 
 
-def page(domains: list[str], arms: list[tuple[str, str]], results: Results, output: str) -> str:
+def page(
+    domains: list[str], arms: list[tuple[str, str]], results: Results, output: str, record: Record
+) -> str:
     """Write `<output>.md` and `<output>.png`, and return the page. `arms` are (name, budget)."""
-    parts = ["# Adapters at equal budgets", INTRO]
+    parts = ["# Adapters at equal budgets", _intro(arms, results, record)]
     for domain in domains:
         rows = list(_rows(domain, arms, results))
         if rows:
@@ -60,14 +63,20 @@ def _panels(domains: list[str], arms: list[tuple[str, str]], results: Results) -
             yield f"{domain}, adapters alone", close
 
 
-INTRO = """`python recipes/compare.py --config recipes/compare_adapters.yaml --model MODEL --data FOLDER --jobs 2`
+COMMAND = "compare_adapters.yaml --model MODEL --data FOLDER --jobs 2"
+LENGTHS = ", {steps} steps of {batch} x {context} tokens, {search_steps} in the search of learning rates"
+INTRO = """{model} learns another kind of text: all linear weights, fp32, no dropout,
+scale 2 for every LoRA-like method{lengths}. The learning rate of each arm is the best of its grid on
+validation text. Mean and 95 % interval over seeds; NLL in nats per token.{budgets} VB-LoRA trains far more
+and is matched, as its paper counts, on the bytes it saves. Forgetting is the NLL on text of the kind the
+model was trained on. {clock} Verdicts are of paired differences over seeds, confirmed or refuted where the
+95 % interval says so."""
 
-A 6.9 M parameter story model (Llama, 8 layers of 256) learns another kind of text: all linear weights, fp32,
-no dropout, scale 2 for every LoRA-like method; the learning rate of each arm is the best of its grid on
-validation text. Mean and 95 % interval over seeds; NLL in nats per token. Budget A is about 37 k trained
-parameters, B about 74 k; VB-LoRA trains far more and is matched, as its paper counts, on the bytes it saves.
-Forgetting is the NLL on text of the kind the model was trained on. Verdicts are of paired differences over
-seeds, confirmed or refuted where the 95 % interval says so."""  # noqa: E501 - a command is one line
+
+def _intro(arms: list[tuple[str, str]], results: Results, record: Record) -> str:
+    lengths = LENGTHS.format(**record.of) if record.of else ""
+    numbers = {"lengths": lengths, "budgets": told_budgets(arms, results), "clock": CLOCK}
+    return intro(COMMAND, INTRO, model=told(record), **numbers)
 
 
 def _rows(domain: str, arms: list[tuple[str, str]], results: Results) -> Iterator[list]:
@@ -81,10 +90,9 @@ def _rows(domain: str, arms: list[tuple[str, str]], results: Results) -> Iterato
             continue
         size = rows[0].get("file_bytes")
         columns = [str(interval(_numbers(rows, k))) for k in ("test_nll", "test_bits_per_byte", "source_nll")]
-        seconds = sorted(r["step_seconds"] for r in rows)[len(rows) // 2]
         kilobytes = None if size is None else f"{size / 1e3:.0f}"
         rate = f"{rows[0]['rate']:.1e}"
-        yield [arm, budget, rows[0]["trained"], kilobytes, rate, *columns, f"{seconds:.2f}"]
+        yield [arm, budget, rows[0]["trained"], kilobytes, rate, *columns, step_seconds(rows)]
 
 
 def _numbers(rows: list[dict], key: str) -> list[float]:

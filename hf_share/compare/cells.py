@@ -23,10 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import ConfigError, unknown
 from ..lines import append_line, drop_cut_line, read_lines
+from .record import Record, keep_record
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ Results = dict[str, dict[str, Any]]  # name -> what the cell's function gave
 
 def read(path: str | Path) -> Results:
     """Results written so far. A last line that was cut short is a cell that was not done."""
-    return {row["cell"]: row for row in read_lines(path)}
+    return {row["cell"]: row for row in read_lines(path) if "cell" in row}
 
 
 def run(
@@ -53,6 +55,8 @@ def run(
     measure: Callable[[Mapping[str, Any]], dict[str, Any]],
     path: str | Path,
     *,
+    record: Record | None = None,
+    adopt: bool = False,
     only: str = "*",
     jobs: int = 1,
 ) -> Results:
@@ -61,12 +65,16 @@ def run(
     Args:
         measure: a function of a module (workers import it) from settings to plain numbers.
         path: the JSON lines file of results, made if it does not exist.
+        record: what decides the numbers beside the cells' settings; a file of something else is refused.
+        adopt: take a file that does not say what it is of to be of `record`.
         only: a glob over names; other cells are left out.
         jobs: worker processes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     drop_cut_line(path)
+    if record is not None:
+        keep_record(path, record, adopt)
     results = read(path)
     if only != "*" and not fnmatch.filter([c.name for c in wanted(results)] + list(results), only):
         raise unknown("cell", only, [c.name for c in wanted(results)], ConfigError)
@@ -102,7 +110,6 @@ def run(
 def _one_thread() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
     from transformers.utils import logging
 
     sys.stdout = open(os.devnull, "w")  # Trainer prints; a cell says what it has to in its result
@@ -122,12 +129,13 @@ def _end_with_parent() -> None:
 def _timed(measure: Callable[[Mapping[str, Any]], dict[str, Any]], settings: dict[str, Any]) -> dict:
     start = time.perf_counter()
     result = measure(settings)
-    return {**result, "seconds": round(time.perf_counter() - start, 1)}
+    seconds = round(time.perf_counter() - start, 1)
+    return {**result, "seconds": seconds, "threads": torch.get_num_threads()}
 
 
 def _write(path: Path, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
     numbers = {k: None if _is_lost(v) else v for k, v in result.items()}  # JSON has no NaN
-    row = {"cell": cell.name, **dict(cell.settings), **numbers, "threads": 1}
+    row = {"cell": cell.name, **dict(cell.settings), **numbers}
     append_line(path, row)
     return row
 

@@ -32,10 +32,12 @@ from .arms import Arm, Makers
 from .cells import Cell, Results
 from .encoder_report import page
 from .rates import arm_cells, require_grid
+from .record import Record, hash_of, model_facts, model_hash, need, settings_of
 from .training import saved_bytes, train
 
 
-TASKS = ("sst2", "stsb")
+FOLDERS = {"sst2": "SST-2", "stsb": "STS-B"}
+TASKS = tuple(FOLDERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,22 @@ class Config(Settings):
                     raise unknown("task or arm", name, known, ConfigError)
         require_grid(self.grid)
 
+    # they decide which cells there are, or stand in a record as hashes
+    FREE = ("model", "data", "output", "tasks", "arms", "seeds")
+
     @property
     def places(self) -> dict[str, str]:
         """Where the model and the rows lie; results do not say it."""
         return {"model": self.model, "data": self.data}
+
+
+def record(config: Config) -> Record:
+    """What decides the numbers beside a cell's name: settings, the model, the rows of the tasks."""
+    need(**config.places)
+    names = [f"{FOLDERS[task]}/{part}.tsv" for task in config.tasks.split(",") for part in ("train", "dev")]
+    rows = {name: hash_of(Path(config.data) / name) for name in names}
+    of = {**settings_of(config, config.FREE), "model": model_hash(config.model), **rows}
+    return Record(of, model_facts(config.model, AutoModel))
 
 
 def arms() -> dict[str, Arm]:
@@ -197,7 +211,7 @@ def score(encoder: Encoder, rows: Sequence, collator: Collator, batch: int = 64)
 @cache
 def load_rows(data: str, task: str, count: int) -> dict[str, list[tuple[tuple[str, ...], float]]]:
     """`train`, `valid` (rows of the training file that `train` has not) and `dev`."""
-    folder = Path(data) / {"sst2": "SST-2", "stsb": "STS-B"}[task]
+    folder = Path(data) / FOLDERS[task]
     whole, dev = (_read(folder / f"{name}.tsv", task) for name in ("train", "dev"))
     if task == "stsb":
         cut = len(whole) - 749
@@ -213,6 +227,7 @@ def _read(path: Path, task: str) -> list[tuple[tuple[str, ...], float]]:
     return [((r["sentence1"], r["sentence2"]), float(r["score"])) for r in rows if r.get("score")]
 
 
-def report(config: Config, results: Results) -> str:
+def report(config: Config, results: Results, record: Record) -> str:
     """The page of what is measured, written beside the results with its plot."""
-    return page(config.tasks.split(","), [(n, a.budget) for n, a in arms().items()], results, config.output)
+    named = [(name, arm.budget) for name, arm in arms().items()]
+    return page(config.tasks.split(","), named, results, config.output, record)

@@ -8,16 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cells import Results
-from .report import by_seed, scatter, table, write
+from .record import Record, told
+from .report import CLOCK, by_seed, intro, scatter, step_seconds, table, told_budgets, write
 from .stats import interval, paired
 
 
-INTRO = """`python recipes/compare.py --config recipes/compare_encoder.yaml --model MODEL --data GLUE --jobs 2`
+COMMAND = "compare_encoder.yaml --model MODEL --data GLUE --jobs 2"
+LENGTHS = ": {steps} steps of {batch} rows, of the first {rows} that train; {search_steps} steps in a search"
+INTRO = """{model} with mean pooling; adapters on all linear weights of the layers, fp32,
+scale 2 for every LoRA-like method; learning rates searched on training rows kept apart. Mean and 95 %
+interval over seeds. SST-2{lengths}; cross-entropy and accuracy on the dev set.
+STS-B: two epochs; squared error of the cosine and Spearman's correlation.{budgets} {clock}"""
 
-all-MiniLM-L6-v2 (BERT, 6 layers of 384, 22.7 M parameters) with mean pooling; adapters on all linear weights
-of the layers, fp32, scale 2 for every LoRA-like method; learning rates searched on training rows kept apart.
-Mean and 95 % interval over seeds. SST-2: cross-entropy and accuracy on the dev set; STS-B: squared error of
-the cosine and Spearman's correlation. Budget A is about 41 k trained parameters, B about 83 k."""  # noqa: E501
+
+def _intro(arms: list[tuple[str, str]], results: Results, record: Record) -> str:
+    lengths = LENGTHS.format(**record.of) if record.of else ""
+    numbers = {"lengths": lengths, "budgets": told_budgets(arms, results), "clock": CLOCK}
+    return intro(COMMAND, INTRO, model=told(record), **numbers)
+
+
 
 PAIRS = (
     ("ShareA r=2", "LoRA r=1"),
@@ -29,9 +38,11 @@ PAIRS = (
 )
 
 
-def page(tasks: list[str], arms: list[tuple[str, str]], results: Results, output: str) -> str:
+def page(
+    tasks: list[str], arms: list[tuple[str, str]], results: Results, output: str, record: Record
+) -> str:
     """Write `<output>.md` and `<output>.png`, and return the page. `arms` are (name, budget)."""
-    parts = ["# Adapters on an encoder", INTRO]
+    parts = ["# Adapters on an encoder", _intro(arms, results, record)]
     panels = {}
     for task in tasks:
         name = "Spearman" if task == "stsb" else "accuracy"
@@ -60,9 +71,8 @@ def _rows(task: str, arms: list[tuple[str, str]], results: Results) -> Iterator[
             size = rows[0].get("file_bytes")
             kilobytes = None if size is None else f"{size / 1e3:.0f}"
             scores = [str(interval([r[k] for r in rows if r[k] is not None])) for k in ("loss", "score")]
-            seconds = sorted(r["step_seconds"] for r in rows)[len(rows) // 2]
             rate = f"{rows[0]['rate']:.1e}"
-            yield [arm, budget, rows[0]["trained"], kilobytes, rate, *scores, f"{seconds:.2f}"]
+            yield [arm, budget, rows[0]["trained"], kilobytes, rate, *scores, step_seconds(rows)]
 
 
 def _pairs(task: str, results: Results) -> Iterator[str]:

@@ -15,9 +15,10 @@ import yaml
 from ..errors import ConfigError, unknown
 from ..train.settings import parse_overrides
 from .cells import read, run
+from .record import read_record
 
 
-# modules here with Config, wanted, measure and report
+# modules here with Config, record, wanted, measure and report
 COMPARISONS = ("adapters", "encoder", "masa", "structure")
 
 
@@ -28,6 +29,9 @@ def main(description: str | None, arguments: Sequence[str] | None = None) -> Non
     parser.add_argument("--config", required=True, help="a YAML file; its key `compare` names the comparison")
     parser.add_argument("--cells", default="*", help="a glob over names of cells")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes, one thread each")
+    parser.add_argument(
+        "--adopt", action="store_true", help="results that do not say what they are of are of these settings"
+    )
     parser.add_argument("--report", action="store_true", help="write the report of what is measured already")
     options, rest = parser.parse_known_args(arguments)
     try:
@@ -52,7 +56,9 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> None:
             functools.partial(comparison.wanted, config),
             functools.partial(comparison.measure, **config.places),
             config.output,
+            record=comparison.record(config),
+            adopt=options.adopt,
             only=options.cells,
             jobs=options.jobs,
         )
-    print(comparison.report(config, results))
+    print(comparison.report(config, results, read_record(config.output)))

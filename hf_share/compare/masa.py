@@ -8,6 +8,7 @@ same seeds, which fix starting values and the order of the data.
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
+from ..train.data import split
 from ..train.pretrain import PretrainConfig, pretrain
 from ..train.settings import Settings
 from .cells import Cell, Results
-from .report import by_seed, scatter, table, write
+from .record import Record, items_hash, settings_of
+from .report import by_seed, intro, scatter, table, write
 from .stats import interval, paired
 
 
@@ -41,9 +44,27 @@ class Config(Settings):
         for changes in self.variants.values():
             PretrainConfig.load(self.recipe, {**self.overrides, **changes})
 
+    # of the recipe: a cell has its own, or its numbers do not depend on them
+    FREE = ("log_steps", "output", "report_to", "resume", "save_steps", "seed", "share")
+
     @property
     def places(self) -> dict[str, str]:
         return {}
+
+
+def record(config: Config) -> Record:
+    """What decides the numbers beside a cell's name: the recipe, what each variant changes, the text."""
+    recipe = PretrainConfig.load(config.recipe, config.overrides)
+    variants = {f"variant {name}": changes for name, changes in config.variants.items()}
+    return Record({**settings_of(recipe, config.FREE), **text_of(recipe), **variants})
+
+
+def text_of(recipe: PretrainConfig) -> dict[str, str]:
+    """Which text, and a hash of it: the sources of the standard library differ by the version of Python."""
+    parts = split(recipe)
+    python = f"the standard library of Python {platform.python_version()}"
+    name = python if parts.source == "stdlib" else Path(parts.source).name
+    return {"text": name, "text_hash": items_hash([parts.train, parts.validation, parts.test])}
 
 
 def wanted(config: Config, results: Results) -> Iterator[Cell]:
@@ -63,26 +84,31 @@ def measure(s: Mapping[str, Any]) -> dict[str, Any]:
     return {**numbers, "perplexity": found.perplexity}
 
 
-INTRO = """`python recipes/compare.py --config recipes/compare_masa.yaml --jobs 2`
+COMMAND = "compare_masa.yaml --jobs 2"
+SIZES = "Llamas ({num_hidden_layers} layers of {hidden_size})"
+LENGTHS = " for {steps} steps of {batch} x {context} tokens of {text}"
+INTRO = """{models} trained from nothing{lengths}, alike but for what each variant changes. Mean and 95 %
+interval over seeds, on text that no training step saw. *Stored* counts every parameter once; *minus dense* is
+over seeds that both have. How long a step took is not told: cells ran beside other work."""
 
-Small Llamas (8 layers of 192) trained from nothing for 600 steps of 16 x 128 tokens on the sources of the
-Python standard library, alike but for their attention weights. Mean and 95 % interval over seeds, on modules
-that no training step saw. *Stored* counts every parameter once."""
+
+def _intro(record: Record) -> str:
+    sizes, lengths = (text.format(**record.of) if record.of else "" for text in (SIZES, LENGTHS))
+    return intro(COMMAND, INTRO, models=sizes or "Llamas", lengths=lengths)
 
 
-def report(config: Config, results: Results) -> str:
+def report(config: Config, results: Results, record: Record) -> str:
     """The page of what is measured, written beside the results with its plot."""
     rows, points = [], {}
     for name in config.variants:
         found = [r for r in results.values() if r.get("variant") == name and r["nll"] is not None]
         if found:
             nll = interval([r["nll"] for r in found])
-            seconds = sorted(r["step_seconds"] for r in found)[len(found) // 2]
             stored = found[0]["parameters"]
-            rows.append([name, stored, str(nll), str(_beside(name, results)), f"{seconds:.2f}"])
+            rows.append([name, stored, str(nll), str(_beside(name, results))])
             points[name] = (interval([r["parameters"] / 1e6 for r in found]), nll)
-    head = ("variant", "stored", "NLL", "minus dense", "s/step")
-    text = "\n\n".join(["# MASA from scratch", INTRO, table(head, rows)])
+    head = ("variant", "stored", "NLL", "minus dense")
+    text = "\n\n".join(["# MASA from scratch", _intro(record), table(head, rows)])
     write(config.output, text)
     if points:
         plot = Path(config.output).with_suffix(".png")

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from ..eval.harness import task_scores
+from ..errors import ConfigError
+from ..eval.harness import task_items, task_scores
 from ..eval.perplexity import perplexity
 from ..eval.speed import decode_speed
 from ..guards import never_repack
@@ -38,6 +39,7 @@ from ..train.settings import Settings
 from ..train.text import target_bytes, windows
 from .cells import Cell, Results
 from .claims import at_other_rates, longer
+from .record import Record, hash_of, items_hash, model_facts, model_hash, need, settings_of
 from .structure_report import CLAIMS, CODES, FIRST, SPEED, page
 from .structures import ARMS, ATTENTION, Case, OutOfReach, build, check_arms, count
 
@@ -68,11 +70,31 @@ class Config(Settings):
         if self.arms != "all":
             check_arms(self.arms.split(","))
 
+    # they decide which cells there are, or stand in a record as hashes
+    FREE = ("model", "train", "test", "task_folder", "output", "arms", "seeds")
+
     @property
     def places(self) -> dict[str, str]:
         """Where the model and the texts lie; results do not say it."""
         names = ("model", "train", "test", "task_folder")
         return {name: getattr(self, name) for name in names}
+
+
+def record(config: Config) -> Record:
+    """What decides the numbers beside a cell's name: settings, the model, the texts, the items of tasks."""
+    need(model=config.model, train=config.train, test=config.test)
+    of = {**settings_of(config, config.FREE), "model": model_hash(config.model)}
+    of |= {name: hash_of(getattr(config, name)) for name in ("train", "test")}
+    if config.tasks:
+        of |= {name: items_hash(items) for name, items in _task_items(config).items()}
+    return Record(of, model_facts(config.model, AutoModelForCausalLM))
+
+
+def _task_items(config: Config) -> dict[str, list[dict]]:
+    try:
+        return task_items(config.tasks.split(","), folder=config.task_folder or None)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (--task_folder names the folder of the tasks' files)") from None
 
 
 RATIOS = (0.9, 0.7, 0.5)
@@ -156,9 +178,9 @@ def _healing(s: Mapping[str, Any]) -> HealConfig:
     )
 
 
-def _plan(model: Any) -> str:
-    record = attached(model)
-    return repr(record.plan.source() if record else SharePlan())[:400]
+def _plan(model: Any) -> dict[str, Any]:
+    shared = attached(model)
+    return (shared.plan.source() if shared else SharePlan()).to_dict()
 
 
 def _measure(model: Any, text: Mapping[str, Any]) -> dict[str, float]:
@@ -211,6 +233,6 @@ def load_texts(model: str, train: str, test: str, context: int, size: int) -> di
     return {**found, "bytes": target_bytes(tokenizer, found["test"])}
 
 
-def report(config: Config, results: Results) -> str:
+def report(config: Config, results: Results, record: Record) -> str:
     """The page of what is measured, written beside the results with its plots."""
-    return page([arm for arm, _ in dict.fromkeys(_points())], results, config.output)
+    return page([arm for arm, _ in dict.fromkeys(_points())], results, config.output, record)

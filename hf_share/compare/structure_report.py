@@ -10,18 +10,19 @@ from typing import Any
 
 from .cells import Results
 from .claims import Claim, said
-from .report import matches, scatter, table, write
+from .record import Record, told
+from .report import intro, matches, scatter, table, write
 from .stats import Interval, interval
 
 
 HEAD = ("structure", "at most", "stored", "MB", "before", "healed", "bits/byte", "MFLOPs/token", "tok/s")
 ATTENTION = ("MASA, 1 atom", "MASA, 2 atoms", "MASA, free", "whitened SVD, attention")
 
-INTRO = """`python recipes/compare.py --config recipes/compare_structure.yaml --model M --train T --test V`
-
-A 6.9 M parameter story model (Llama, 8 layers of 256), shared to at most a share of its parameters, then all
-its weights trained for the same 60 steps of 8 x 256 tokens, half on the text and half on what the dense model
-says (forward KL). Perplexity on held-out stories as NLL in nats per token, mean and 95 % interval over seeds;
+COMMAND = "compare_structure.yaml --model MODEL --train FILE --test FILE --task_folder FOLDER --jobs 2"
+LENGTHS = "{steps} steps of {batch} x {context} tokens"
+INTRO = """{model}, shared to at most a share of its parameters, then all its
+weights trained for the same {lengths}, half on the text and half on what the dense model says
+(forward KL). Perplexity on held-out text as NLL in nats per token, mean and 95 % interval over seeds;
 the size is the largest each structure reaches within the bound. The dense row had the same healing. tok/s is
 greedy decoding of one row on one thread, with nothing beside it. Verdicts are of paired differences over
 seeds: confirmed or refuted where the 95 % interval excludes 0. H3: recursion with a LoRA for each visit beats
@@ -29,6 +30,11 @@ strict recursion. H4: the LoRA that starts from the SVD of what the average leav
 zero. H5: Matrix PCA with one atom and refinement beats whitened SVD at equal attention bytes; free to choose,
 the allocator takes no atoms on this model, so that its rows are low-rank factors with ranks by error. H6:
 folded layers beat left-out ones at no more than 0.6 of the size."""
+
+def _intro(record: Record) -> str:
+    lengths = LENGTHS.format(**record.of) if record.of else "tokens"
+    return intro(COMMAND, INTRO, model=told(record), lengths=lengths)
+
 
 FIRST = {"part": None}  # cells of the comparison itself, not of a longer run
 SPEED = {"part": "speed"}  # how fast a structure decodes
@@ -52,10 +58,10 @@ CLAIMS = (
 )
 
 
-def page(arms: list[str], results: Results, output: str) -> str:
+def page(arms: list[str], results: Results, output: str, record: Record) -> str:
     """Write `<output>.md` and its plots, and return the page."""
     whole = [arm for arm in dict.fromkeys(arms) if arm not in ATTENTION]
-    parts = ["# Structures at equal sizes", INTRO, "## The whole model"]
+    parts = ["# Structures at equal sizes", _intro(record), "## The whole model"]
     parts += [table(HEAD, list(_rows(whole, results)))]
     attention = list(_rows(list(ATTENTION), results))
     if attention:

@@ -127,6 +127,14 @@ def task_scores(
     }
 
 
+def task_items(tasks: Sequence[str], *, folder: str | Path | None = None) -> dict[str, list[dict]]:
+    """The items of each task, for who has to know before a long run that they are there, and which."""
+    with _quiet(), ExitStack() as inside:
+        inside.enter_context(_inside(folder))
+        loaded = _load(_harness(), list(tasks), None if folder is None else ".", inside)
+        return {name: [dict(item) for item in task.eval_docs] for name, task in loaded["tasks"].items()}
+
+
 def _harness() -> Any:
     try:
         import lm_eval

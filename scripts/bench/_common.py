@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_share.compare.record import Record, hash_of, model_hash
+
 
 def llama(layers: int, width: int = 512, vocab: int = 8192, seed: int = 0) -> LlamaForCausalLM:
     """A Llama of real proportions and random weights: speed and size do not depend on what it knows."""
@@ -36,7 +38,17 @@ def resumable(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cells", default="*")
+    adopt = "results that do not say what they are of are of these models, texts and lengths"
+    parser.add_argument("--adopt", action="store_true", help=adopt)
     return parser
+
+
+def recorded(options: argparse.Namespace, free: tuple[str, ...] = ()) -> Record:
+    """What decides the numbers of such a benchmark beside a cell's name: models, texts, lengths."""
+    free = ("models", "jobs", "cells", "adopt", "seeds", *free)
+    of = {k: v for k, v in vars(options).items() if k not in free}
+    of |= {k: hash_of(v) for k, v in of.items() if k in ("text", "train", "test")}
+    return Record({**of, **{Path(model).name: model_hash(model) for model in options.models}})
 
 
 def median_in_turn(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _common import fresh, resumable
+from _common import fresh, recorded, resumable
 from elastic_nested import merge_error, nll, windows
 
 import hf_share
@@ -280,7 +280,7 @@ def main():
     places_of = {"models": options.models, "text": options.text, "tokens": options.tokens}
     results = cells.run(
         functools.partial(wanted, options.models), functools.partial(measure, **places_of), OUTPUT,
-        only=options.cells, jobs=options.jobs,
+        record=recorded(options), adopt=options.adopt, only=options.cells, jobs=options.jobs,
     )  # fmt: skip
     print(page(results))
 

@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from _common import fresh, resumable
+from _common import fresh, recorded, resumable
 
 import hf_share
 from hf_share import registry
@@ -258,7 +258,7 @@ def main():
         }  # fmt: skip
         results = cells.run(
             functools.partial(wanted, options.models), functools.partial(measure, **places), OUTPUT,
-            only=options.cells, jobs=options.jobs,
+            record=recorded(options, ("work",)), adopt=options.adopt, only=options.cells, jobs=options.jobs,
         )  # fmt: skip
     print(page(results))
 

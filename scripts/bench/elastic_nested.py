@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _common import resumable
+from _common import recorded, resumable
 
 import hf_share
 from hf_share.compare import cells
@@ -168,7 +168,7 @@ def main():
     places = {"models": options.models, "text": options.text, "tokens": options.tokens}
     results = cells.run(
         functools.partial(wanted, options.models), functools.partial(measure, **places), OUTPUT,
-        only=options.cells, jobs=options.jobs,
+        record=recorded(options), adopt=options.adopt, only=options.cells, jobs=options.jobs,
     )  # fmt: skip
     print(page(results))
 

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from _common import resumable
+from _common import recorded, resumable
 from elastic_nested import nll, windows
 from elastic_search_page import AFTER_TABLE, AT_THE_BITS_OF, BUDGETS, EQUAL_BITS, FIXED, OURS, OUTPUT, page
 
@@ -161,7 +161,7 @@ def main():
     places = {name: getattr(options, name) for name in ("models", "text", "search_tokens", "report_tokens")}
     results = cells.run(
         functools.partial(wanted, options.models, options.seeds), functools.partial(measure, **places),
-        OUTPUT, only=options.cells, jobs=options.jobs,
+        OUTPUT, record=recorded(options), adopt=options.adopt, only=options.cells, jobs=options.jobs,
     )  # fmt: skip
     print(page(results, OUTPUT))
 

@@ -12,7 +12,7 @@ import functools
 from pathlib import Path
 
 import torch
-from _common import resumable
+from _common import recorded, resumable
 from elastic_nested import nll, windows
 
 import hf_share
@@ -161,7 +161,7 @@ def main():
     places = {k: getattr(options, k) for k in ("models", "train", "text", "tokens")}
     results = cells.run(
         functools.partial(wanted, options.models, options.seeds), functools.partial(measure, places=places),
-        OUTPUT, only=options.cells, jobs=options.jobs,
+        OUTPUT, record=recorded(options), adopt=options.adopt, only=options.cells, jobs=options.jobs,
     )  # fmt: skip
     print(page(results))
 

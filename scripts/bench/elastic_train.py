@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _common import resumable
+from _common import recorded, resumable
 
 from hf_share.compare import cells
 from hf_share.compare.report import by_seed, scatter, table, write
@@ -199,7 +199,7 @@ def main():
     places = {name: getattr(options, name) for name in ("models", "train", "test", "tokens")}
     results = cells.run(
         functools.partial(wanted, options.models, options.seeds), functools.partial(measure, **places),
-        OUTPUT, only=options.cells, jobs=options.jobs,
+        OUTPUT, record=recorded(options), adopt=options.adopt, only=options.cells, jobs=options.jobs,
     )  # fmt: skip
     print(page(results))
 
