@@ -23,6 +23,7 @@ from hf_share.compare import adapters, encoder, masa
 from hf_share.compare.cells import Cell, _timed, read, run
 from hf_share.compare.claims import Claim, at_other_rates, longer, said
 from hf_share.compare.main import main
+from hf_share.compare.plots import Panel, Point, _beyond, _looks, differences, plot
 from hf_share.compare.rates import arm_cells, best_rate, grid
 from hf_share.compare.record import Record, read_record
 from hf_share.compare.report import by_seed, table
@@ -277,6 +278,25 @@ def test_tables():
     ]  # fmt: skip
     rows = {"1": {"seed": 0, "nll": 1.0, "arm": "x"}, "2": {"seed": 1, "nll": 2.0, "arm": "y"}}
     assert by_seed(rows, "nll", arm="x") == {0: 1.0}
+
+
+def points(*means, half=0.0):
+    return [Point(Interval(float(i), 0.0, 1), Interval(mean, half, 3)) for i, mean in enumerate(means)]
+
+
+def test_a_plot_shows_every_method_apart_and_marks_what_is_far_off(tmp_path):
+    looks = _looks(f"method {i}" for i in range(40))
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == 40
+    panel = Panel({"a": points(2.4, 2.6, 2.8), "far": points(9.0), "wide": points(2.5, half=3.0)}, share=0.8)
+    shown = {name: [panel.shows(p) for p in own] for name, own in panel.curves.items()}
+    assert shown == {"a": [True] * 3, "far": [False], "wide": [False]}
+    assert [p.y.mean for p, _ in _beyond(panel, _looks(panel.curves))] == [9.0, 2.5]
+    whole = Panel(panel.curves)
+    assert all(whole.shows(p) for own in whole.curves.values() for p in own)
+    level = Panel({"a": points(2.4, 2.6)}, level=("dense", 2.3), share=0.8, hollow=True)
+    plot(tmp_path / "plot.png", {"one": panel, "two": level}, "x", "y", log=False)
+    differences(tmp_path / "rows.png", {"a": (interval([0.1, 0.3]), [0.1, 0.3])}, "difference")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("plot", "rows"))
 
 
 STORY = "Once upon a time there was a small dog. The dog liked to run and to play. "

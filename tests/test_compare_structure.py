@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import torch
 import transformers as tf
 import zoo
 
-from hf_share import ConfigError
+from hf_share import ConfigError, SharePlan
 from hf_share.compare import structure
 from hf_share.compare.cells import read
 from hf_share.compare.laco import collapse
 from hf_share.compare.main import main
+from hf_share.compare.record import Record
+from hf_share.compare.structure_report import page
 from hf_share.compare.structures import ARMS, ATTENTION, Case, OutOfReach, build, check_arms, count
 from hf_share.sites import stacks
 from hf_share.ties import attached
@@ -95,6 +98,29 @@ def test_laco_adds_what_a_layer_differs_by():
     expected = weights[0] + sum(w - weights[0] for w in weights[1:])
     torch.testing.assert_close(both[0].mlp.up_proj.weight, expected)
     assert torch.equal(zoo.logits(plain), zoo.logits(dense())), "the model itself is left alone"
+
+
+def test_a_row_keeps_its_whole_plan():
+    shared = build("relaxed, SVD", 0.9, case())
+    plan = json.loads(json.dumps(structure._plan(shared)))
+    assert SharePlan.from_dict(plan) == attached(shared).plan.source()
+    assert SharePlan.from_dict(structure._plan(dense())) == SharePlan()
+
+
+def test_the_page_sets_each_structure_with_nf4_beside_dense_with_nf4(tmp_path):
+    plain = {"before": {"nll": 3.0}, "after": {"nll": 2.5, "bits_per_byte": 1.0}, "nll": 2.5, "bytes": 9e6,
+             "nf4_bytes": 3e6, "of_dense": 0.9, "flops_a_token": 1e6, "reachable": True}  # fmt: skip
+    found = {}
+    for arm, ratio, shift in (("dense", 1.0, 0.0), ("fold", 0.9, 0.2), ("Matrix PCA", 0.9, 0.1)):
+        for seed in range(3):
+            row = {**plain, "arm": arm, "ratio": ratio, "seed": seed, "nf4_nll": 2.6 + seed + shift}
+            found[f"{arm}/{seed}"] = row
+    text = page(["dense", "fold"], found, str(tmp_path / "out.jsonl"), Record())
+    lines = text.partition("## With NF4 inside")[2].splitlines()
+    last = [line.split(" | ")[-1] for line in lines if line.startswith(("| dense", "| fold", "| Matrix"))]
+    assert last == ["- |", "0.2000 ± 0.0000 |", "0.1000 ± 0.0000 |"]
+    assert "--model MODEL --train FILE --test FILE --task_folder FOLDER --jobs 2" in text
+    assert (tmp_path / "out_size.png").exists()
 
 
 def test_flops_follow_the_visits():

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from .cells import Results
 from .claims import Claim, said
+from .plots import Panel, Point, plot
 from .record import Record, told
-from .report import CLOCK, intro, scatter, step_seconds, table, told_budgets, write
+from .report import CLOCK, intro, step_seconds, table, told_budgets, write
 from .stats import interval
 
 
@@ -46,21 +48,21 @@ def page(
     write(output, text)
     panels = dict(_panels(domains, arms, results))
     if panels:
-        plot = Path(output).with_suffix(".png")
-        scatter(plot, panels, "forgetting: NLL on the model's own text", "test NLL")
+        path = Path(output).with_suffix(".png")
+        plot(path, panels, "forgetting: NLL on the model's own text", "test NLL")
     return text
 
 
-def _panels(domains: list[str], arms: list[tuple[str, str]], results: Results) -> Iterator[tuple[str, dict]]:
+def _panels(domains: list[str], arms: list[tuple[str, str]], results: Results) -> Iterator[tuple[str, Panel]]:
     """Each domain twice: between its ends, the frozen and the fully trained model, and the adapters alone."""
-    ends = ("frozen", *(name for name, budget in arms if budget == "-"))
+    ends = [("frozen", "-"), *(arm for arm in arms if arm[1] == "-")]
     for domain in domains:
-        points = _points(domain, arms, results)
-        close = {name: point for name, point in points.items() if name not in ends}
+        close = _curves(domain, [arm for arm in arms if arm[1] != "-"], results)
+        points = {**_curves(domain, ends, results), **close}
         if points:
-            yield domain, points
+            yield domain, Panel({n: [replace(p, label="") for p in found] for n, found in points.items()})
         if close:
-            yield f"{domain}, adapters alone", close
+            yield f"{domain}, adapters alone at budgets A and B", Panel(close)
 
 
 COMMAND = "compare_adapters.yaml --model MODEL --data FOLDER --jobs 2"
@@ -103,10 +105,12 @@ def _is_final(row: dict, domain: str, arm: str) -> bool:
     return (row.get("domain"), row.get("arm"), row.get("part")) == (domain, arm, "final")
 
 
-def _points(domain: str, arms: list[tuple[str, str]], results: Results) -> dict:
-    points = {}
-    for arm, _ in [("frozen", ""), *arms]:
+def _curves(domain: str, arms: list[tuple[str, str]], results: Results) -> dict[str, list[Point]]:
+    """Method -> its points, one for each budget."""
+    curves: dict[str, list[Point]] = {}
+    for arm, budget in arms:
         rows = [r for r in results.values() if _is_final(r, domain, arm)]
         if rows:
-            points[arm] = tuple(interval(_numbers(rows, k)) for k in ("source_nll", "test_nll"))
-    return points
+            source, test = (interval(_numbers(rows, k)) for k in ("source_nll", "test_nll"))
+            curves.setdefault(arm.split()[0], []).append(Point(source, test, budget))
+    return curves

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cells import Results
+from .plots import Panel, Point, plot
 from .record import Record, told
-from .report import CLOCK, by_seed, intro, scatter, step_seconds, table, told_budgets, write
+from .report import CLOCK, by_seed, intro, step_seconds, table, told_budgets, write
 from .stats import interval, paired
 
 
@@ -49,13 +50,13 @@ def page(
         head = ("arm", "budget", "trained", "file kB", "rate", "loss", name, "s/step")
         parts += [f"## {task}", table(head, list(_rows(task, arms, results)))]
         parts += ["\n".join(_pairs(task, results))]
-        points = dict(_points(task, arms, results))
-        panels |= {task: points} if points else {}
+        curves = _curves(task, arms, results)
+        panels |= {task: Panel(curves)} if curves else {}
     text = "\n\n".join(part for part in parts if part)
     write(output, text)
     if panels:
-        plot = Path(output).with_suffix(".png")
-        scatter(plot, panels, "trained parameters (thousands)", "accuracy, Spearman's correlation")
+        path = Path(output).with_suffix(".png")
+        plot(path, panels, "bytes saved (thousands)", "accuracy, Spearman's correlation", log=True)
     return text
 
 
@@ -82,12 +83,13 @@ def _pairs(task: str, results: Results) -> Iterator[str]:
             yield f"- {ours} minus {theirs}: {paired(one, two)}"
 
 
-def _points(task: str, arms: list[tuple[str, str]], results: Results) -> Iterator[tuple]:
-    for arm, _ in arms:
-        rows = _final(task, arm, results)
-        if rows and arm != "full":  # five hundred times as many parameters: in the table only
-            yield arm, tuple(interval([v for v in row]) for row in _axes(rows))
-
-
-def _axes(rows: list[dict]) -> tuple[list[float], list[float]]:
-    return [r["trained"] / 1e3 for r in rows], [r["score"] for r in rows]
+def _curves(task: str, arms: list[tuple[str, str]], results: Results) -> dict[str, list[Point]]:
+    """Method -> its points, one for each budget, over what it saves; the whole model is in the table only."""
+    curves: dict[str, list[Point]] = {}
+    for arm, budget in arms:
+        rows = [r for r in _final(task, arm, results) if r.get("file_bytes")]
+        if rows:
+            size, score = ([r[k] for r in rows] for k in ("file_bytes", "score"))
+            found = Point(interval([s / 1e3 for s in size]), interval(score), budget)
+            curves.setdefault(arm.split()[0], []).append(found)
+    return curves

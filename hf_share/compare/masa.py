@@ -22,8 +22,9 @@ from ..train.data import split
 from ..train.pretrain import PretrainConfig, pretrain
 from ..train.settings import Settings
 from .cells import Cell, Results
+from .plots import differences
 from .record import Record, items_hash, settings_of
-from .report import by_seed, intro, scatter, table, write
+from .report import by_seed, intro, table, write
 from .stats import interval, paired
 
 
@@ -99,20 +100,23 @@ def _intro(record: Record) -> str:
 
 def report(config: Config, results: Results, record: Record) -> str:
     """The page of what is measured, written beside the results with its plot."""
-    rows, points = [], {}
+    rows, shown = [], {}
     for name in config.variants:
         found = [r for r in results.values() if r.get("variant") == name and r["nll"] is not None]
         if found:
             nll = interval([r["nll"] for r in found])
             stored = found[0]["parameters"]
             rows.append([name, stored, str(nll), str(_beside(name, results))])
-            points[name] = (interval([r["parameters"] / 1e6 for r in found]), nll)
+            ours, dense = (by_seed(results, "nll", variant=v) for v in (name, "dense"))
+            each = [ours[seed] - dense[seed] for seed in ours.keys() & dense.keys()]
+            if each and name != "dense":
+                shown[f"{name}, {stored / 1e6:.2f} M"] = (paired(ours, dense), each)
     head = ("variant", "stored", "NLL", "minus dense")
     text = "\n\n".join(["# MASA from scratch", _intro(record), table(head, rows)])
     write(config.output, text)
-    if points:
-        plot = Path(config.output).with_suffix(".png")
-        scatter(plot, {"from scratch": points}, "stored parameters (millions)", "NLL")
+    if shown:
+        words = "NLL minus dense: each seed, mean and 95 % interval"
+        differences(Path(config.output).with_suffix(".png"), shown, words)
     return text
 
 

@@ -12,10 +12,9 @@ from typing import Any
 from ..files import write_text
 from ..markdown import table
 from .cells import Results
-from .stats import Interval
 
 
-__all__ = ["by_seed", "matches", "scatter", "table", "write"]
+__all__ = ["by_seed", "matches", "table", "write"]
 
 
 def by_seed(results: Results, key: str, **wanted: Any) -> dict[int, float]:
@@ -62,32 +61,3 @@ def told_budgets(arms: Iterable[tuple[str, str]], results: Results) -> str:
 def write(output: str | Path, text: str) -> Path:
     """The page beside the results, `<results>.md`, written to a temporary name and moved."""
     return write_text(Path(output).with_suffix(".md"), text)
-
-
-def scatter(
-    path: str | Path, panels: Mapping[str, Mapping[str, tuple[Interval, Interval]]], x: str, y: str
-) -> None:
-    """One panel for each key, two in a row; in it a point with its intervals for each name. A name looks the
-    same in all panels.
-    """
-    from matplotlib.figure import Figure
-
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(6.0 * columns, 4.5 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for unused in axes[len(panels) :]:
-        unused.remove()
-    axes = axes[: len(panels)]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(n for p in panels.values() for n in p))}
-    for ax, (title, points) in zip(axes, panels.items(), strict=True):
-        for name, (across, up) in points.items():
-            half = [[i.half if i.count > 1 else 0.0] for i in (across, up)]
-            number = numbers[name]
-            style = {"color": f"C{number % 10}", "marker": "os^Dv"[number // 10 % 5], "capsize": 2}
-            ax.errorbar([across.mean], [up.mean], xerr=half[0], yerr=half[1], label=name, ls="", **style)
-        ax.set(title=title, xlabel=x, ylabel=y)
-        ax.grid(alpha=0.3)
-    shown = {name: line for ax in axes for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), fontsize=8, loc="outside right center")
-    figure.savefig(path, dpi=120)

@@ -10,9 +10,10 @@ from typing import Any
 
 from .cells import Results
 from .claims import Claim, said
+from .plots import Panel, Point, plot
 from .record import Record, told
-from .report import intro, matches, scatter, table, write
-from .stats import Interval, interval
+from .report import by_seed, intro, matches, table, write
+from .stats import interval, paired
 
 
 HEAD = ("structure", "at most", "stored", "MB", "before", "healed", "bits/byte", "MFLOPs/token", "tok/s")
@@ -70,29 +71,31 @@ def page(arms: list[str], results: Results, output: str, record: Record) -> str:
     if scores:
         head = ("structure", "at most", *scores[0][0])
         parts += ["## Story tasks", TASKS, table(head, [row for _, row in scores])]
-    parts += ["## With NF4 inside", NF4, table(NF4_HEAD, list(_nf4(whole, results)))]
+    parts += ["## With NF4 inside", NF4, table(NF4_HEAD, list(_nf4([*whole, *ATTENTION], results)))]
     verdicts = said(CLAIMS, results, "nll", **FIRST)
     if verdicts:
         parts += ["## Verdicts", verdicts]
     text = "\n\n".join(part for part in parts if part)
     write(output, text)
-    for name, (key, label) in PLOTS.items():
-        points = _points(whole, results, key)
-        if points:
-            plot = Path(output).with_name(f"{Path(output).stem}_{name}.png")
-            scatter(plot, {"after healing": points}, label, "NLL")
+    for name, (key, scale, label) in PLOTS.items():
+        panels = dict(_panels(whole, results, key, scale))
+        if panels:
+            path = Path(output).with_name(f"{Path(output).stem}_{name}.png")
+            plot(path, panels, label, "NLL", log=name == "size")
     return text
 
 
 PLOTS = {
-    "size": ("of_dense", "stored / dense"), "flops": ("flops_a_token", "FLOPs a token"),
-    "speed": ("tokens_per_second", "decoded tokens a second"),
+    "size": ("bytes", 1e6, "MB of the file"), "flops": ("flops_a_token", 1e6, "MFLOPs a token"),
+    "speed": ("tokens_per_second", 1.0, "decoded tokens a second"),
 }  # fmt: skip
+SHARE = 0.8  # of the points are within the plots
 
 
 ATTENTION_INTRO = "The bound is on the weights of the attention; the rest of the model is dense."
-NF4 = "The healed model, quantised while it loads. What a rule stores stays in fp32."
-NF4_HEAD = ("structure", "at most", "MB", "NLL", "MB with NF4", "NLL with NF4")
+NF4 = """The healed model, quantised while it loads. What a rule stores stays in fp32. *Minus dense*: the
+paired difference over seeds to the dense model, healed alike, with NF4 as well."""
+NF4_HEAD = ("structure", "at most", "MB", "NLL", "MB with NF4", "NLL with NF4", "minus dense")
 
 
 TASKS = "Accuracy of the healed model of seed 0 and its standard error; next sentence: chance is 0.25."
@@ -139,12 +142,28 @@ def _nf4(arms: list[str], results: Results) -> Iterator[list]:
         if rows[0]["reachable"]:
             plain, small = (str(interval([r[k] for r in rows])) for k in ("nll", "nf4_nll"))
             sizes = [f"{rows[0][k] / 1e6:.2f}" for k in ("bytes", "nf4_bytes")]
-            yield [arm, f"{ratio}", sizes[0], plain, sizes[1], small]
+            ours = by_seed(results, "nf4_nll", arm=arm, ratio=ratio, **FIRST)
+            dense = by_seed(results, "nf4_nll", arm="dense", **FIRST)
+            less = str(paired(ours, dense)) if arm != "dense" and ours.keys() & dense.keys() else None
+            yield [arm, f"{ratio}", sizes[0], plain, sizes[1], small, less]
 
 
-def _points(arms: list[str], results: Results, key: str) -> dict[str, tuple[Interval, Interval]]:
-    points = {}
-    for arm, ratio, rows in _grid(arms, results):
+def _panels(arms: list[str], results: Results, key: str, scale: float) -> Iterator[tuple[str, Panel]]:
+    """Each structure over its sizes; where these are bytes, with NF4 inside beside it."""
+    dense = [r["nll"] for r in _of(results, arm="dense", **FIRST)]
+    level = ("dense, healed", interval(dense).mean) if dense else None
+    curves = _curves(arms, results, key, scale, "nll")
+    if curves:
+        yield "after healing", Panel(curves, level, SHARE)
+    if curves and key == "bytes":
+        small = _curves(arms, results, "nf4_bytes", scale, "nf4_nll")
+        yield "with NF4 inside", Panel(small, level, SHARE, hollow=True)
+
+
+def _curves(arms: list[str], results: Results, key: str, scale: float, nll: str) -> dict[str, list[Point]]:
+    curves: dict[str, list[Point]] = {}
+    for arm, _, rows in _grid(arms, results):
         if rows[0]["reachable"] and rows[0][key] is not None:
-            points[f"{arm} {ratio}"] = tuple(interval([r[k] for r in rows]) for k in (key, "nll"))
-    return points
+            across = interval([r[key] / scale for r in rows])
+            curves.setdefault(arm, []).append(Point(across, interval([r[nll] for r in rows])))
+    return curves

@@ -24,7 +24,8 @@ import hf_share
 from hf_share import registry
 from hf_share.backends import BACKENDS, requantised
 from hf_share.compare import cells
-from hf_share.compare.report import scatter, table, write
+from hf_share.compare.plots import Panel, Point, plot
+from hf_share.compare.report import table, write
 from hf_share.compare.stats import interval
 from hf_share.costs import Costs
 from hf_share.files import filling
@@ -204,13 +205,15 @@ def page(results):
             found["left"] or None, found.get("acc"),
         ])  # fmt: skip
         if row["offered"] == SCORED[0] and width != "mixed":
-            across, up = interval([found["bytes"] / 1e6]), interval([found["nll_after"]])
-            points.setdefault(row["model"], {})[f"{row['format']}, {width} bits"] = (across, up)
+            point = Point(interval([found["bytes"] / 1e6]), interval([found["nll_after"]]), str(width))
+            points.setdefault(row["model"], {}).setdefault(row["format"], []).append(point)
     shown = table(("model, widths", "format, subnet", *columns), rows)
     text = ["# A subnet in formats that other programs load", INTRO, shown, *verdicts(results)]
     write(OUTPUT, "\n\n".join(text))
     if points:
-        scatter(OUTPUT.with_suffix(".png"), points, "bytes of the file (MB)", "NLL of the converted model")
+        panels = {name: Panel(curves) for name, curves in points.items()}
+        words = "NLL of the converted model at 2, 3, 4 bits"
+        plot(OUTPUT.with_suffix(".png"), panels, "MB of the file", words)
     return "\n\n".join(text)
 
 

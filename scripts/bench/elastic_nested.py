@@ -17,7 +17,8 @@ from _common import recorded, resumable
 
 import hf_share
 from hf_share.compare import cells
-from hf_share.compare.report import scatter, table, write
+from hf_share.compare.plots import Panel, Point, plot
+from hf_share.compare.report import table, write
 from hf_share.compare.stats import interval
 from hf_share.costs import Costs
 
@@ -134,13 +135,13 @@ def page(results):
                 rows.append([f"{name}, {base}", label, *nats, row["file_bytes"] // 1000, over, same, merge])
                 if base == "minmax":
                     bytes_of = interval([row["file_bytes"] / 1e6])
-                    points.setdefault(name, {})[label] = (bytes_of, interval([sum(nats) / 3]))
+                    points.setdefault(name, {})[label] = [Point(bytes_of, interval([sum(nats) / 3]))]
     shown = table(("model, base", "codes", *columns), rows)
     text = ["# One file for several widths", INTRO, shown, *verdicts(results)]
     write(OUTPUT, "\n\n".join(text))
     if points:
-        plot = OUTPUT.with_suffix(".png")
-        scatter(plot, points, "bytes of the file of all widths (MB)", "mean NLL of 2, 3, 4 bits")
+        panels = {name: Panel(curves) for name, curves in points.items()}
+        plot(OUTPUT.with_suffix(".png"), panels, "MB of the file of all widths", "mean NLL of 2, 3, 4 bits")
     return "\n\n".join(text)
 
 

@@ -9,7 +9,8 @@ margin, and "undecided" otherwise, as it is for one seed.
 
 from pathlib import Path
 
-from hf_share.compare.report import scatter, table, write
+from hf_share.compare.plots import Panel, Point, plot
+from hf_share.compare.report import table, write
 from hf_share.compare.stats import Interval, interval, paired, verdict
 
 
@@ -33,6 +34,7 @@ TOY = {  # NLL at 3.0 and 2.5 bits
     "NSGA-II, unseeded": (1.965, None),
     OURS: (1.800, 2.384),
 }
+SHARE = 0.75  # of the methods are within the plot, the others at its edge
 TOLERANCE = 0.02  # nats
 INTRO = """`python scripts/bench/elastic_search.py --models stories260k tinystories-7m --text T --jobs 2`
 
@@ -57,7 +59,7 @@ def page(results, output):
     text = "\n\n".join(part for part in parts if part)
     write(output, text)
     if panels:
-        scatter(output.with_suffix(".png"), panels, "mean bits", "NLL on the report split")
+        plot(output.with_suffix(".png"), panels, "mean bits", "NLL on the report split")
     return text
 
 
@@ -66,7 +68,8 @@ _HEAD = ("method", "evaluations", "of NSGA-II", "CPU", "clock", "bits", "NLL", "
 
 def _rows(name, bits, results):
     here = [r for r in results.values() if (r["model"], r["bits"]) == (name, bits)]
-    labels = sorted({r["label"] for r in here}, key=lambda label: _mean(name, label, bits, results, "nll"))
+    labels = list(dict.fromkeys(r["label"] for r in here))
+    labels.sort(key=lambda label: _mean(name, label, bits, results, "nll"))
     whole = _mean(name, "NSGA-II, unseeded", bits, results, "evaluations")
     for label in labels:
         evaluations = _mean(name, label, bits, results, "evaluations")
@@ -83,9 +86,11 @@ def _rows(name, bits, results):
 
 def _points(name, bits, results):
     """Bits and NLL of each method, the same methods in the same order for every panel."""
-    labels = sorted({r["label"] for r in results.values()})
-    keys = ("mean_bits", "nll")
-    return {x: tuple(interval(_drawn(name, x, bits, results, key)) for key in keys) for x in labels}
+    curves = {}
+    for label in sorted({r["label"] for r in results.values()}):
+        across, up = (interval(_drawn(name, label, bits, results, key)) for key in ("mean_bits", "nll"))
+        curves[label] = [Point(across, up)] if up.count else []
+    return Panel(curves, share=SHARE)
 
 
 def _claims(name, results):

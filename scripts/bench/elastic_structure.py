@@ -17,7 +17,8 @@ from elastic_nested import nll, windows
 
 import hf_share
 from hf_share.compare import cells
-from hf_share.compare.report import scatter, table, write
+from hf_share.compare.plots import Panel, Point, plot
+from hf_share.compare.report import table, write
 from hf_share.compare.stats import interval, paired
 
 
@@ -114,10 +115,10 @@ def page(results):
                     head = [f"{kind} {size}" for size in row["nll"]]
                     if kind == "ffn":
                         mine = points.setdefault(name, {})
-                        mine |= {
-                            f"{order}, {size}": (interval([float(size)]), interval([value]))
+                        mine[order] = [
+                            Point(interval([float(size)]), interval([value]))
                             for size, value in row["nll"].items()
-                        }
+                        ]
             if rows:
                 text += [f"## {name}: {kind}", table(("order", *head, "change"), rows)]
         rows = []
@@ -133,7 +134,8 @@ def page(results):
             text += [told] if told else []
     write(OUTPUT, "\n\n".join(text))
     if points:
-        scatter(OUTPUT.with_suffix(".png"), points, "share of the neurons", "NLL before any training")
+        panels = {name: Panel(curves) for name, curves in points.items()}
+        plot(OUTPUT.with_suffix(".png"), panels, "share of the neurons", "NLL before any training")
     return "\n\n".join(text)
 
 

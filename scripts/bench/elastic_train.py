@@ -16,7 +16,8 @@ from typing import Any
 from _common import recorded, resumable
 
 from hf_share.compare import cells
-from hf_share.compare.report import by_seed, scatter, table, write
+from hf_share.compare.plots import Panel, Point, plot
+from hf_share.compare.report import by_seed, table, write
 from hf_share.compare.stats import interval, paired, verdict
 
 
@@ -147,15 +148,20 @@ def page(results):
         head = ("recipe", "adapters", *(f"{b} bits" for b in WIDTHS), *(f"mix {m}" for m in MIXES), "mean")
         parts += [f"## {name}", table(head, rows), "\n".join(_verdicts(name, results))]
         points[name] = {
-            recipe: (interval([r["adapters"] / 1e3 for r in found]), interval([r["mean"] for r in found]))
+            recipe: [Point(interval([r["adapters"] / 1e3 for r in found]), _mean(found))]
             for recipe in RECIPES
             if (found := _of(name, recipe, results))
         }
     text = "\n\n".join(part for part in parts if part)
     write(OUTPUT, text)
-    if any(points.values()):
-        scatter(OUTPUT.with_suffix(".png"), points, "thousand adapter parameters", "mean NLL over widths")
+    panels = {name: Panel(curves) for name, curves in points.items() if curves}
+    if panels:
+        plot(OUTPUT.with_suffix(".png"), panels, "thousand adapter parameters", "mean NLL over widths")
     return text
+
+
+def _mean(rows):
+    return interval([r["mean"] for r in rows])
 
 
 def _of(model, recipe, results):
