@@ -41,12 +41,16 @@ Output = Annotated[
     typer.Option("--output", "-o", help="Folder for subnets.json, table, plot; else the model's."),
 ]
 Method = Annotated[str, typer.Option(help="sensitivity+knapsack+swaps, nsga2, evopress, llm-qfa, lim, ...")]
-Evaluations = Annotated[int, typer.Option(min=0, help="Evaluations after the sensitivity table.")]
+Evaluations = Annotated[
+    int, typer.Option(min=0, help="Passes over all search text, or as much, after the sensitivity table.")
+]
 Rungs = Annotated[
     int, typer.Option(min=1, help="Budgets of the front from the smallest to the largest subnet.")
 ]
 Context = Annotated[int, typer.Option(help="Tokens of a window, at most what the model takes.")]
-SearchTokens = Annotated[int, typer.Option(min=2, help="Tokens of an evaluation.")]
+SearchTokens = Annotated[
+    int, typer.Option(min=2, help="Tokens of the search text; an evaluation reads them all.")
+]
 ReportTokens = Annotated[int, typer.Option(min=2, help="Tokens that a subnet is reported on.")]
 Teacher = Annotated[
     str | None, typer.Option(help="What subnets should predict like; the largest subnet if left out.")
@@ -103,7 +107,8 @@ def search(
         return
     print_table("subnets, by loss on the report split", _table(found))
     tell(
-        f"{found.best['name']} after {found.evaluations:g} evaluations, {found.measured} of them now; "
+        f"{found.best['name']} after {found.evaluations:g} evaluations' worth of search text in "
+        f"{found.passes} passes, {found.measured} of them new; "
         f"written to {folder}"
     )
     if found.kept:

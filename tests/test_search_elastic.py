@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,12 @@ def test_a_search_keeps_its_budget_its_count_and_the_model(tmp_path):
     assert torch.equal(zoo.logits(model), before)
     assert found.best["name"] == "3.0-bits" and found.best["mean_bits"] <= 3.0
     assert 2 * SITES + 1 < found.evaluations <= 2 * SITES + 1 + 12
-    assert found.measured > found.evaluations  # most swaps are looked at on a part of the text
+    assert found.measured == found.passes > found.evaluations  # most swaps see a part of the text
+    lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
+    assert found.passes == len(lines)
+    assert found.evaluations == pytest.approx(sum(json.loads(line)["share"] for line in lines))
+    again = search(model, output=tmp_path)
+    assert (again.evaluations, again.passes, again.measured) == (found.evaluations, found.passes, 0)
     assert [list(row) for row in found.rows] == [KEYS] * len(found.rows)
     assert {"2.0-bits", "3.0-bits", "4.0-bits"} >= {row["name"] for row in found.rows}
     written = json.loads((tmp_path / "subnets.json").read_text())
@@ -315,11 +321,14 @@ def arguments(folder, *more) -> list[str]:
     return ["search", str(folder / "elastic"), "--budget", "bits=3.0", *pairs, *map(str, more)]
 
 
-def test_the_command_writes_beside_the_model(folder):
+def test_the_command_writes_beside_the_model(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr("hf_share.cli_search.tell", said.append)
     rows = json.loads(run(*arguments(folder, "--json")))
     assert rows == json.loads((folder / "elastic" / "subnets.json").read_text())
     assert "8 windows of 32 tokens" in rows[0]["split"]
     text = run(*arguments(folder, "-o", folder / "out"))
+    assert re.search(r"evaluations' worth of search text in \d+ passes, \d+ of them new", said[-1])
     assert "3.0-bits" in text and (folder / "out" / "front.png").exists()
     small = hf_share.subnet_config(str(folder / "elastic"), "3.0-bits")
     assert small.quantization_config

@@ -56,7 +56,7 @@ class Evaluator:
         self.parts = parts
         self.path = None if path is None else Path(path)
         self.seen: dict[tuple[Candidate, float], float] = {}  # asked for in this search
-        self.measured = 0  # of them, not answered by the file
+        self.measured = 0  # passes that were made now; the file answers the others
         self._kept = self._read()
         self._bar: Progress | None = None
 
@@ -76,6 +76,11 @@ class Evaluator:
     def spent(self) -> float:
         """Evaluations so far, each counted by the share of the search data it saw."""
         return math.fsum(share for _, share in self.seen)
+
+    @property
+    def passes(self) -> int:
+        """How often a candidate saw some share of the search data, new or not."""
+        return len(self.seen)
 
     @property
     def results(self) -> dict[Candidate, float]:

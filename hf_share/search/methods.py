@@ -26,8 +26,9 @@ DEFAULT = "sensitivity+knapsack+swaps"
 class Task:
     """What a search is given.
 
-    `evaluations` is what it may spend after a sensitivity table, if it makes one; `rungs` are the budgets of
-    a ladder, 0 for none; `importance` gives the scores of blocks by name, for methods that rank them.
+    `evaluations` is what it may spend after a sensitivity table, if it makes one, as `Evaluator.spent`
+    counts; `rungs` are the budgets of a ladder, 0 for none; `importance` gives the scores of blocks by name,
+    for methods that rank them.
     """
 
     space: Space

@@ -6,9 +6,10 @@
     2. exact knapsacks over s for the budget, and for a ladder of budgets: a whole front at once
     3. swaps that keep the budget, each tried on the model
 
-At most 2L + 1 evaluations for the table of L weights with three widths, and `evaluations` for the swaps. The
-front's other subnets are not refined. Everything measured is kept in the output folder, where a search that
-was killed goes on.
+An evaluation is a pass over all of the search text; a pass over a quarter of it, as most swaps get, counts a
+quarter. At most 2L + 1 evaluations for the table of L weights with three widths, and `evaluations` for the
+swaps. The front's other subnets are not refined. Everything measured is kept in the output folder, where a
+search that was killed goes on.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class Found:
     """What a search gives: the row for the budget, all rows of the front, smallest first, what it cost, and
     the choices `kept` that the model has besides and that stayed as they were.
 
+    It cost the text of `evaluations` passes over the whole search split, read in `passes`, of which many saw
+    a part of it. `measured` of these were made now, and the output folder answered the others.
+
     A row has the keys of `subnets.json`: `name, choices, bytes, mean_bits, nll, split`.
     """
 
@@ -59,6 +63,7 @@ class Found:
     rows: tuple[dict[str, Any], ...]
     divergence: float  # KL of the best on the search split, nats per token
     evaluations: float
+    passes: int
     measured: int
     kept: tuple[str, ...] = ()
 
@@ -93,7 +98,8 @@ def search(
         search_data: texts, or token windows of shape (n, length), to choose on.
         report_data: the same, to measure the loss of what was chosen on; no text of `search_data`.
         method: see `hf_share/search/methods.py`.
-        evaluations: of the method after its sensitivity table, each on all of `search_data`.
+        evaluations: what the method may spend after its sensitivity table, in passes over all of
+            `search_data`; a pass over a quarter of it counts a quarter.
         rungs: budgets of the ladder from the smallest to the largest subnet; 0 gives the best alone.
         teacher: what subnets should predict like; the largest subnet if None.
         latency: milliseconds for a budget of `latency_ms`, `{"rest": ms, site: {width: ms}}`; measured on the
@@ -135,7 +141,8 @@ def search(
         front.write(folder, rows)
     return Found(
         best=next(row for row in rows if row["name"] == limits.name), rows=tuple(rows),
-        divergence=divergence, evaluations=evaluate.spent, measured=evaluate.measured,
+        divergence=divergence, evaluations=evaluate.spent, passes=evaluate.passes,
+        measured=evaluate.measured,
         kept=tuple(name for name in choices(model) if name not in _kinds(space)),
     )  # fmt: skip
 
