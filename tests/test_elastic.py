@@ -313,17 +313,24 @@ def test_passing_the_config_alone_is_refused(tmp_path):
     elastic().save_pretrained(tmp_path)
     config = hf_share.subnet_config(tmp_path, bits=2)
     small = tf.AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
-    with pytest.raises(ValueError, match="SharedConfig"):
-        tf.AutoModelForCausalLM.from_pretrained(
-            tmp_path, quantization_config=small.config.quantization_config
-        )
+    for given in (small.config.quantization_config, tf.BitsAndBytesConfig(load_in_8bit=True)):
+        with pytest.raises(ValueError, match=r"hf_share.inner_config\(.*hf_share.subnet_config\("):
+            tf.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=given)
+
+
+def test_the_order_of_widths_says_nothing():
+    one = elastic(bits=[4, 2, 3], lambdas=[3.0, 1.0, 2.0])
+    two = elastic(bits=[2, 3, 4], lambdas=[1.0, 2.0, 3.0])
+    assert hf_share.choices(one) == {"bits": (2, 3, 4)}
+    assert one._hf_share.plan == two._hf_share.plan
+    assert torch.equal(zoo.logits(one), zoo.logits(two))
 
 
 @pytest.mark.parametrize(
     "config, text",
     [
         ({"preset": "llm_qfa"}, "llm-qfa"),
-        ({"bits": [4, 2]}, "rising"),
+        ({"bits": [4, 2, 4]}, "rising"),
         ({"bits": [2, 9]}, "from 1 to 8"),
         ({"master_bits": 6}, "has planes that no width"),
         ({"group_size": 0}, "group_size is 0"),

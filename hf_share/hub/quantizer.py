@@ -85,8 +85,15 @@ class SharedConfig(QuantizationConfigMixin):
 class StoredConfig(SharedConfig):
     """What transformers reads from a config.json. `from_pretrained(path, quantization_config=...)` would keep
     this one and drop the other with a warning, and so load another subnet than was asked for; it refuses a
-    config of another class, and this one is nobody's to pass.
+    config of another class, and this one is nobody's to pass. It names the class when it does, so the name
+    says what to do.
     """
+
+
+StoredConfig.__name__ = (
+    "hf_share (give config=hf_share.inner_config(path, quantisation) or config=hf_share.subnet_config(path, "
+    "...) in place of quantization_config=...)"
+)
 
 
 def _inner_dict(inner: Any) -> dict[str, Any]:

@@ -84,12 +84,12 @@ class ElasticConfig(ShareConfig):
 
     Args:
         preset: see above.
-        bits: the widths, narrowest first; an empty list keeps the weights as they are.
+        bits: the widths; an empty list keeps the weights as they are.
         master_bits: bits of the code that is stored; the widest width if None.
         group_size: weights that have one scale and one offset for each width.
         base: how codes are found: "minmax", "gptq" (needs calibration) or "hqq".
         slicing: "own", "matquant" or "copies" (`hf_share/nested.py`).
-        lambdas: what an error counts at each width when codes are chosen.
+        lambdas: what an error counts at each width of `bits` when codes are chosen.
         affine: "fp16" or "fp32", of scales and offsets.
         r_private, r_shared: ranks of the deltas for each width and for all.
         pooled: deltas meet sums over groups of inputs (QA-LoRA), so that they merge into the offsets exactly.
@@ -227,6 +227,15 @@ class ElasticConfig(ShareConfig):
     def _sorts(self) -> bool:
         return any(self.settings[name] for name in ("ffn", "kv_groups", "depth"))
 
+    def _lambdas(self) -> tuple[float, ...] | None:
+        """In the order of rising widths, as the rule has them."""
+        bits = self.settings["bits"]
+        if self.lambdas is None:
+            return None
+        if len(self.lambdas) != len(bits):
+            return tuple(self.lambdas)  # which the rule refuses
+        return tuple(x for _, x in sorted(zip(bits, self.lambdas, strict=True)))
+
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         base = backbone(model)
 
@@ -291,9 +300,9 @@ class ElasticConfig(ShareConfig):
         for site in targets:
             visits.setdefault(weight(site), []).append(site)
         code = Nested(
-            widths=tuple(s["bits"]), planes=self.master_bits, group_size=self.group_size,
+            widths=tuple(sorted(s["bits"])), planes=self.master_bits, group_size=self.group_size,
             slicing=s["slicing"], base=s["base"], affine=self.affine,
-            lambdas=None if self.lambdas is None else tuple(self.lambdas),
+            lambdas=self._lambdas(),
         )  # fmt: skip
         alone = [sites[0] for sites in visits.values() if len(sites) == 1]
         several = [sites for sites in visits.values() if len(sites) > 1]
@@ -306,7 +315,7 @@ class ElasticConfig(ShareConfig):
     def _deltas(
         self, model: nn.Module, targets: Sequence[Site], stem: str, around: type[Rule], r: int, config: Any
     ) -> list[Generate]:
-        widths = tuple(self.settings["bits"])
+        widths = tuple(sorted(self.settings["bits"]))
         if not widths:
             return []
         if config is not None:
