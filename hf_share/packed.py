@@ -33,6 +33,7 @@ from .elastic import coded
 from .errors import ConfigError, Refused
 from .filesize import file_bytes, tensors_of
 from .materialize import materialize
+from .nested import Nested
 from .sites import prefix
 
 
@@ -139,7 +140,7 @@ def packed_size(model: nn.Module, plain: nn.Module, group_size: int | None = Non
 
 def _cut(model: nn.Module, group_size: int | None) -> dict[str, tuple[int, int]]:
     """Weight of the plain form -> the width that is active there, and the inputs of a group."""
-    here = coded(model)
+    here = {name: b for name, b in coded(model).items() if isinstance(b.rule, Nested)}  # a code for a weight
     if not here:
         raise ConfigError("this model has no codes of few bits; hf_share.ElasticConfig makes one that has")
     found = {}

@@ -236,3 +236,16 @@ def test_the_command_writes_what_the_function_makes(tmp_path, monkeypatch, capsy
     assert told == json.loads(json.dumps(hf_share.describe(loaded).to_dict()))
     error = error_of(monkeypatch, capsys, "quantize", tmp_path / "b", "-o", tmp_path / "c")
     assert "already" in error and not (tmp_path / "c").exists()
+
+
+def test_a_quantized_shared_model_is_exported(tmp_path):
+    model = hf_share.quantize(shared("svd", hidden_size=64, intermediate_size=128), group_size=32)
+    batch = zoo.inputs(model)
+    here = zoo.logits(model, **batch)
+    done = hf_share.export(copy.deepcopy(model), tmp_path / "dense", format="dense")
+    plain = type(model).from_pretrained(tmp_path / "dense")
+    assert (zoo.logits(plain, **batch) - here).norm() <= 1e-5 * here.norm() and done.bytes > 0
+    pytest.importorskip("compressed_tensors")
+    hf_share.export(copy.deepcopy(model), tmp_path / "ct", format="compressed-tensors")
+    packed = type(model).from_pretrained(tmp_path / "ct")
+    assert (zoo.logits(packed, **batch) - here).norm() < 0.2 * here.norm()  # factors leave it as dense weights
