@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import zoo
 from workers import killed
 
+import hf_share
 from hf_share import ConfigError
 from hf_share.train.checkpoints import (
     MARK,
@@ -25,6 +27,7 @@ from hf_share.train.checkpoints import (
     last_complete,
 )
 from hf_share.train.finetune import FinetuneConfig
+from hf_share.train.heal import HealConfig, heal
 
 
 pytestmark = [
@@ -128,6 +131,24 @@ def test_another_run_is_not_gone_on_with(tmp_path, capsys):
     killed.finetuned(tmp_path, text, learning_rate=2e-2, resume=False, steps=4)
     assert "going on" not in capsys.readouterr().out
     assert last_complete(tmp_path / "checkpoints").name == "checkpoint-4"
+
+
+def test_a_run_of_other_weights_is_not_gone_on_with(tmp_path, capsys):
+    """A model that is shared anew lies under the same name as the one before."""
+    ids = torch.randint(3, zoo.VOCAB, (16, 16), generator=torch.Generator().manual_seed(1))
+    numbers = {"steps": 2, "save_steps": 2, "eval_steps": 0, "batch": 2, "context": 16, "train": "full"}
+    config = HealConfig(model="small", teacher="big", output=str(tmp_path), **numbers)
+
+    def healed(pairs, teacher=0):
+        model = hf_share.share(zoo.build("llama"), hf_share.FoldConfig(groups=pairs))
+        return heal(model, ids, zoo.build("llama", seed=teacher), config)
+
+    healed([[0, 1], [2], [3]])
+    for other in ({"pairs": [[0], [1, 2], [3]]}, {"pairs": [[0, 1], [2], [3]], "teacher": 1}):
+        with pytest.raises(ConfigError, match="weights was .* --resume false"):
+            healed(**other)
+    healed([[0, 1], [2], [3]])
+    assert "finished at step 2 already" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -240,12 +240,13 @@ def test_the_command_writes_what_the_function_makes(tmp_path, monkeypatch, capsy
 
 def test_a_quantized_shared_model_is_exported(tmp_path):
     model = hf_share.quantize(shared("svd", hidden_size=64, intermediate_size=128), group_size=32)
+    model.save_pretrained(tmp_path / "small")
     batch = zoo.inputs(model)
     here = zoo.logits(model, **batch)
-    done = hf_share.export(copy.deepcopy(model), tmp_path / "dense", format="dense")
+    hf_share.export(str(tmp_path / "small"), "dense", tmp_path / "dense")
     plain = type(model).from_pretrained(tmp_path / "dense")
-    assert (zoo.logits(plain, **batch) - here).norm() <= 1e-5 * here.norm() and done.bytes > 0
+    assert (zoo.logits(plain, **batch) - here).norm() <= 1e-5 * here.norm()
     pytest.importorskip("compressed_tensors")
-    hf_share.export(copy.deepcopy(model), tmp_path / "ct", format="compressed-tensors")
-    packed = type(model).from_pretrained(tmp_path / "ct")
-    assert (zoo.logits(packed, **batch) - here).norm() < 0.2 * here.norm()  # factors leave it as dense weights
+    hf_share.export(str(tmp_path / "small"), "compressed-tensors", tmp_path / "packed")
+    packed = type(model).from_pretrained(tmp_path / "packed")  # factors are dense weights there
+    assert (zoo.logits(packed, **batch) - here).norm() < 0.2 * here.norm()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
@@ -34,6 +35,7 @@ from .checkpoints import (
 from .fsdp import blueprint, shard_tied, whole
 from .progress import Progress
 from .stream import KeepPlace, StreamedWindows, read_place
+from .teacher_cache import weights_name
 
 
 # they change how long a run is and what it shows, not what a step of it computes
@@ -91,7 +93,7 @@ def run(trainer: Trainer, config: TextRun, data: Any = None) -> Any:
 
 def _run(trainer: Trainer, config: TextRun, data: Any) -> None:
     folder = Path(trainer.args.output_dir)
-    settings = _settings(config, trainer.train_dataset if data is None else data)
+    settings = _settings(config, trainer.train_dataset if data is None else data) | _weights(trainer)
     found = _found(trainer, config, folder, settings)
     mark = (mark_of(found) or {}) if found else {}
     length = {"steps": config.steps, "minutes": config.minutes}
@@ -187,6 +189,13 @@ def _agree(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
 def _settings(config: TextRun, data: Any) -> dict[str, Any]:
     found = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
     return json.loads(json.dumps({**found, "data": fingerprint(data)}))
+
+
+def _weights(trainer: Trainer) -> dict[str, str]:
+    """Names of the weights a run starts from and is taught by, those of the first process."""
+    held = {"weights": trainer.model, "teacher_weights": getattr(trainer, "teacher", None)}
+    names = [{key: weights_name(model) for key, model in held.items() if model is not None}]
+    return broadcast_object_list(names)[0]
 
 
 def fingerprint(data: Any) -> str:

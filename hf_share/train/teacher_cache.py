@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..dense import is_torchs_own
 from ..errors import ConfigError
 from ..files import write_text
 from ..ties import attached
@@ -141,12 +142,15 @@ def _claim(file: Path, known: dict) -> None:
 
 def weights_name(model: nn.Module) -> str:
     """A short name of a model's weights: it differs where its plan, the choices made in it, names, shapes or
-    any of some thousand numbers of a tensor, taken from all over it, differ.
+    any of some thousand numbers of a tensor, taken from all over it, differ. Quantised weights of other
+    libraries are not looked at.
     """
     digest = hashlib.sha256()
     record = attached(model)
     digest.update(record.plan.to_json().encode() if record is not None else b"")
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta or not is_torchs_own(tensor):
+            continue
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         some = tensor.detach().flatten()[:: tensor.numel() // 4096 + 1].cpu().contiguous()
         digest.update(some.view(torch.uint8).numpy().tobytes())
