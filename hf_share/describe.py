@@ -136,7 +136,7 @@ def _arranged(model: nn.Module, step: Arrange) -> Iterable[Group]:
             continue
         mine, theirs = dict(tensors(layers[first])), [dict(tensors(layers[d])) for d in depths[1:]]
         shared = [t for n, t in mine.items() if any(o.get(n) is t for o in theirs)]
-        once = sum(t.numel() for t in shared)
+        once = sum(count(t) for t in shared)
         roles = "" if step.roles == "all" else f" {','.join(step.roles)}"
         yield Group(
             name=f"{step.stack}{roles} {' '.join(map(str, depths))}",
