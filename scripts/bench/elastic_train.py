@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # pooled adapters are smaller, so their rank is higher
     "LLM-QFA": {"preset": "llm-qfa", "structure": {**GROUPS, "preset": "llm-qfa", "r_private": 8}},
-    "ours, no gates": {
+    "ours, private deltas only": {
         "preset": "ours", "structure": {**GROUPS, **PLAIN},
     },
 }  # fmt: skip
