@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import hf_share
 from hf_share.eval.perplexity import perplexity
+from hf_share.hub.push import push_folder
+from hf_share.hub.written import card_in, is_ours
 from hf_share.train.optim import MuonAdamW
 from hf_share.train.pretrain import PretrainConfig, model_config, pretrain
+from hf_share.train.pretrain_card import pretrain_card
 from hf_share.train.settings import parse_overrides
 from hf_share.train.text import load_text, windows
 
@@ -61,7 +65,38 @@ def test_the_folder_loads_with_stock_classes(trained) -> None:
     line = "def f(x): é\n\treturn x"
     assert tokenizer.decode(tokenizer(line)["input_ids"]) == line
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == model.config.eos_token_id
-    assert f"{measured.nll:.4f}" in (Path(config.output) / "README.md").read_text()
+    card = card_in(config.output)
+    assert card is not None and is_ours(card) and card.data.license is None
+    assert card.data.eval_results[0].metric_value == measured.nll
+    assert "on `text.py`: 12 steps" in card.text and "hidden_size: 32\n" in card.text
+
+
+GIVEN = {"license": "mit", "results": {"w": {"ppl": 3.5}}}
+
+
+@pytest.mark.parametrize("options", [{}, GIVEN], ids=["as it is", "options"])
+def test_a_push_makes_its_card_anew(trained, online, options) -> None:
+    config, measured = trained
+    push_folder(config.output, "me/story", notes="For tests.", **options)
+    text = online.file("me/story", "README.md").decode()
+    data = ModelCard(text).data
+    assert data.license == options.get("license") and "hf_share" in data.tags
+    assert 'from_pretrained("me/story")' in text and "this/repository" not in text
+    assert "on `text.py`: 12 steps" in text and text.count("```yaml") == 1 and "For tests." in text
+    assert data.eval_results[0].metric_value == (3.5 if options else measured.nll)
+    assert ("| w | ppl | 3.5 |" in text) == bool(options)
+
+
+def test_a_finished_run_still_tells_its_steps(trained) -> None:
+    config, measured = trained
+    assert pretrain(config) == measured
+    assert ": 12 steps of 8 x 32 tokens" in (Path(config.output) / "README.md").read_text()
+
+
+def test_a_persons_card_stays_when_it_trains_again(trained, tmp_path: Path) -> None:
+    config, measured = trained
+    (tmp_path / "README.md").write_text("# Mine\n")
+    assert pretrain_card(dataclasses.replace(config, output=str(tmp_path)), "stdlib", None, measured, 1) == ""
 
 
 def test_no_file_names_this_machine(trained) -> None:

@@ -153,6 +153,36 @@ def test_what_a_card_told_goes_over_and_old_scores_do_not(online, tmp_path):
     assert (data.base_model, data.license) == ("me/base", "mit") and data.eval_results[0].metric_value == 3.5
 
 
+MINE = "---\nlicense: apache-2.0\nextra: é\n---\n# Mine\n\n--- a line\n"
+
+
+@pytest.mark.parametrize("where", ["folder", "hub"])
+def test_a_persons_card_is_told_the_options(online, tmp_path, where):
+    shared(build("llama")).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text(MINE)
+    push_folder(tmp_path, "me/own")
+    assert online.file("me/own", "README.md").decode() == MINE
+    if where == "hub":
+        hf_share.model_card(tmp_path).save(tmp_path / "README.md")
+    given = {"license": "mit", "datasets": ["a/text"], "base_model": "me/base"}
+    push_folder(tmp_path, "me/own", results={"w": {"ppl": 3.5}}, **given)
+    card = card_of(online, "me/own")
+    assert card.text.strip() == "# Mine\n\n--- a line" and card.data.to_dict()["extra"] == "é"
+    assert (card.data.license, card.data.datasets, card.data.base_model) == ("mit", ["a/text"], "me/base")
+    assert [(r.dataset_name, r.metric_value) for r in card.data.eval_results] == [("w", 3.5)]
+    with pytest.warns(UserWarning, match="so notes of this push are not in it"):
+        push_folder(tmp_path, "me/own", notes="It was healed.", tags=["story"])
+    assert "healed" not in card_of(online, "me/own").content
+
+
+def test_a_header_that_cannot_be_read_takes_no_option(online, tmp_path):
+    shared(build("llama")).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("---\na: [\n---\n# Mine\n")
+    with pytest.warns(UserWarning, match="so license of this push are not in it"):
+        push_folder(tmp_path, "me/own", license="mit")
+    assert online.file("me/own", "README.md").decode() == "---\na: [\n---\n# Mine\n"
+
+
 def test_a_model_is_not_its_own_base(online):
     model = shared(build("llama"))
     model.config._name_or_path = "me/shared"

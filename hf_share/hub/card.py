@@ -22,7 +22,6 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from ..errors import ConfigError, unknown
-from ..plan import SharePlan
 from ..registry import FILE, known, read
 from .explain import explain
 from .outline import Outline, outline
@@ -78,6 +77,7 @@ def model_card(
     baseline: Mapping[str, Any] | None = None,
     notes: str | Iterable[str] = (),
     tags: Iterable[str] = (),
+    table: str | None = None,
 ) -> ModelCard:
     """The model card of a shared model or of a saved folder (a checkpoint or an adapter).
 
@@ -93,6 +93,7 @@ def model_card(
         baseline: the same of the base model; the card then says what was lost.
         notes: what a reader should know besides, one paragraph each: what text it was trained on, say.
         tags: more tags for the Hub.
+        table: the table of the results as an earlier card has it; made of them if None.
 
     Returns:
         A `huggingface_hub.ModelCard`: `str(card)`, `card.save(path)`, `card.push_to_hub(repo)`.
@@ -112,7 +113,7 @@ def model_card(
         sizes=sizes(found.plan, _subnets(model), repo) if found.library == "transformers" else "",
         loading=Template(LOADING[found.library]).substitute(loader=found.loader, repo=repo),
         without=PLAIN if _is_plain(found) else Template(WITHOUT[found.library]).substitute(repo=repo),
-        measured="\n\n".join([_table(scores, _scores(baseline)), *_listed(notes)]),
+        measured="\n\n".join([table or _table(scores, _scores(baseline)), *listed(notes)]),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{sign(body)}")
 
@@ -155,7 +156,7 @@ def _metadata(
     if relation is not None and base is None:
         raise ConfigError("a relation needs the base_model it is to")
     default = "adapter" if found.library == "peft" else "finetune"
-    trained = _listed(datasets)
+    trained = listed(datasets)
     return ModelCardData(
         library_name=found.library,
         pipeline_tag=found.task,
@@ -163,7 +164,7 @@ def _metadata(
         base_model_relation=None if base is None else relation or default,
         datasets=[_repo_id("dataset", name) for name in trained] or None,
         license=license,
-        tags=list(dict.fromkeys([*_tags(found.plan), *tags])),
+        tags=list(dict.fromkeys([*_tags(found), *tags])),
         metrics=list(dict.fromkeys(metric for _, metric, _ in scores)) or None,
         model_name=title,
         eval_results=[
@@ -176,11 +177,13 @@ def _metadata(
     )  # fmt: skip
 
 
-def _tags(plan: SharePlan | None) -> list[str]:
-    return list(dict.fromkeys(["hf_share", "weight-sharing", *(line.tag for line in explain(plan))]))
+def _tags(found: Outline) -> list[str]:
+    kind = [] if _is_plain(found) else ["weight-sharing"]
+    return list(dict.fromkeys(["hf_share", *kind, *(line.tag for line in explain(found.plan))]))
 
 
-def _listed(value: str | Iterable[str]) -> list[str]:
+def listed(value: str | Iterable[str]) -> list[str]:
+    """One or several, as several."""
     return [value] if isinstance(value, str) else list(value)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import filter_repo_objects
 
 from ..errors import CheckpointError, ConfigError
-from .card import model_card
+from .card import REPO, listed, model_card
+from .header import with_options
 from .outline import ADAPTER, CHECKPOINT, Outline, outline, shapes
-from .written import CARD, card_in, inherited, is_ours, is_stock
+from .written import CARD, card_in, inherited, is_anothers, is_ours, measured_in
 
 
 LEFT_OUT = [
@@ -58,8 +60,9 @@ def push_folder(
 ) -> CommitInfo:
     """Upload the folder of a checkpoint or an adapter as one commit, with a model card if it has none.
 
-    What training leaves beside a model (optimizer, checkpoints) stays here. A card that a person wrote, in
-    the folder or on the Hub, is kept; one that hf_share wrote is made anew.
+    What training leaves beside a model (optimizer, checkpoints) stays here. The text of a card that a person
+    wrote, in the folder or on the Hub, is kept: what `card` says goes into its header, and a warning names
+    what has no place there (`notes`). A card that hf_share wrote is made anew.
 
     Args:
         private: for a repository that is made here; the account's default if None.
@@ -96,27 +99,49 @@ def _push(
     if to.revision is not None and not to.revision.startswith("refs/"):
         api.create_branch(repo, branch=to.revision, exist_ok=True)
     added = [CommitOperationAdd(name, str(folder / name)) for name in files]
-    here = card_in(folder)
-    card = None
-    if here is None or is_stock(here) or (is_ours(here) and any(options.values())):
-        added = [operation for operation in added if operation.path_in_repo != CARD]
-        card = _made(here, _remote(api, repo, to.revision), found, repo, options)
+    card = _card(folder, _remote(api, repo, to.revision), found, repo, options)
+    added = [operation for operation in added if operation.path_in_repo != CARD]
     if card is not None:
-        added.append(CommitOperationAdd(CARD, str(card).encode()))
+        added.append(CommitOperationAdd(CARD, card.encode()))
     return api.create_commit(
         repo, added, commit_message=to.message or "Upload model with hf_share",
         commit_description=to.description, revision=to.revision, create_pr=to.create_pr,
     )  # fmt: skip
 
 
+def _card(
+    folder: Path, remote: Path | None, found: Outline, repo: str, options: dict[str, Any]
+) -> str | None:
+    """The card to send with the model, or None to leave the one on the Hub as it is."""
+    here, there = card_in(folder), None if remote is None else card_in(remote)
+    for card, place in ((here, folder), (there, remote)):
+        if place is not None and is_anothers(card):
+            text = _text(place)
+            kept = _kept(text, model_card(found, repo=repo, **options), options)
+            return None if place is remote and kept == text else kept
+    if here is not None and is_ours(here) and REPO not in here.text and not any(options.values()):
+        return _text(folder)
+    return str(_made(here, there, found, repo, options))
+
+
+def _kept(text: str, made: ModelCard, options: dict[str, Any]) -> str:
+    """A person's card with what the options say in its header, and a warning of those that are not told."""
+    card, unused = with_options(text, made, options)
+    if unused:
+        warnings.warn(
+            f"the card of this model was written by a person and its text is kept, so {' and '.join(unused)} "
+            f"of this push are not in it; write them into its {CARD}, or delete that to have one made",
+            stacklevel=5,
+        )
+    return card
+
+
 def _made(
     here: ModelCard | None, there: ModelCard | None, found: Outline, repo: str, options: dict[str, Any]
-) -> ModelCard | None:
-    """The card to send with the model, or None to leave the one on the Hub as it is."""
+) -> ModelCard:
     if here is not None and is_ours(here):
-        return model_card(found, repo=repo, **inherited(here, options, results=True))
-    if there is not None and not is_ours(there) and not is_stock(there):
-        return None
+        notes = {"notes": list(dict.fromkeys([*measured_in(here)[1], *listed(options.get("notes", ()))]))}
+        return model_card(found, repo=repo, **inherited(here, {**options, **notes}, results=True))
     options = inherited(here, options, results=False)
     # scores on the Hub are of the weights that are there, and those are about to be replaced
     options = inherited(there, options, results=False)
@@ -145,7 +170,12 @@ def files_of(folder: str | os.PathLike) -> list[str]:
     return list(filter_repo_objects(names, ignore_patterns=LEFT_OUT))
 
 
-def _remote(api: HfApi, repo: str, revision: str | None) -> ModelCard | None:
+def _remote(api: HfApi, repo: str, revision: str | None) -> Path | None:
+    """A folder with the card that the Hub has."""
     if not api.file_exists(repo, CARD, revision=revision):
         return None
-    return card_in(Path(api.hf_hub_download(repo, CARD, revision=revision)).parent)
+    return Path(api.hf_hub_download(repo, CARD, revision=revision)).parent
+
+
+def _text(folder: Path) -> str:
+    return (folder / CARD).read_bytes().decode("utf-8")  # with the ends of lines that it has

@@ -47,6 +47,18 @@ def is_stock(card: ModelCard) -> bool:
     return any(words in card.text for words in STOCK)
 
 
+def is_anothers(card: ModelCard | None) -> bool:
+    """Whether there is a card that a person wrote or changed."""
+    return card is not None and not is_ours(card) and not is_stock(card)
+
+
+def measured_in(card: ModelCard) -> tuple[str, list[str]]:
+    """The table of scores in a card of ours, and the notes below it."""
+    section = SIGNED.sub("", card.text).rpartition("\n## Measured\n")[2].strip()
+    scores, *notes = section.split("\n\n")
+    return scores, notes
+
+
 def card_in(folder: str | os.PathLike) -> ModelCard | None:
     """The card of a folder, if there is one. Metadata that cannot be read count as none."""
     path = Path(folder) / CARD
@@ -63,18 +75,25 @@ def inherited(old: ModelCard | None, given: dict[str, Any], results: bool) -> di
     """What `model_card` takes: `given`, and from the metadata of `old` what is not given.
 
     Args:
-        results: take over the scores too, where the weights are those that were measured.
+        results: take over the scores and notes too, where the weights are those that were measured.
     """
     if old is None:
         return given
     data = old.data
     datasets = [data.datasets] if isinstance(data.datasets, str) else data.datasets or []
     known: dict[str, Any] = {"license": data.license, "datasets": [d for d in datasets if _is_id(d)]}
-    known["results"] = _results(data) if results else None
+    if results:
+        known["results"] = _results(data)
+        known |= _section(old, given) if is_ours(old) else {}
     if not given.get("base_model"):
         base = _one(data.base_model)
         known |= {"base_model": base, "relation": data.get("base_model_relation") if base else None}
     return {**given, **{k: v for k, v in known.items() if v and not given.get(k)}}
+
+
+def _section(old: ModelCard, given: dict[str, Any]) -> dict[str, Any]:
+    table, notes = measured_in(old)
+    return {"notes": notes, "table": None if given.get("results") else table}
 
 
 def _digest(text: str) -> str:

@@ -175,3 +175,4 @@ def load_finished(trainer: Trainer, checkpoint: Path) -> None:
     chosen = best if trainer.args.load_best_model_at_end and mark_of(best) is not None else checkpoint
     trainer._load_from_checkpoint(str(chosen))
     load_trained(trainer.model, chosen)
+    trainer.state.global_step = state["global_step"]

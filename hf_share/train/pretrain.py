@@ -19,17 +19,13 @@ The usual recipe of papers, AdamW with a cosine, is there too: `optimizer: adamw
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate import PartialState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
@@ -51,6 +47,7 @@ from .arguments import TextRun, common_arguments
 from .data import prepare, split
 from .optim import MuonAdamW, adamw
 from .output import save_output, say
+from .pretrain_card import pretrain_card
 from .run import run
 from .text import target_bytes
 
@@ -208,7 +205,8 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         parameters=sum(p.numel() for p in model.parameters()),
         step_seconds=statistics.median(times.seconds) if times.seconds else 0.0,
     )
-    save_output(model, tokenizer, config.output, _card(config, parts.source, model, measured))
+    card = pretrain_card(config, parts.source, model, measured, trainer.state.global_step)
+    save_output(model, tokenizer, config.output, card)
     return measured
 
 
@@ -232,51 +230,6 @@ def _training_arguments(config: PretrainConfig, evaluates: bool) -> TrainingArgu
         lr_scheduler_kwargs=fall if trapezoid else {},
         bf16=config.bf16,
     )
-
-
-def _card(config: PretrainConfig, source: str, model: LlamaForCausalLM, measured: Perplexity) -> str:
-    rows = config.batch * config.accumulation * PartialState().num_processes
-    tokens = config.steps * rows * config.context
-    plan = f"\n| shared | `{json.dumps(config.share)}` |" if config.share else ""
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-license: apache-2.0
----
-
-# A small language model for the hf_share demo
-
-A Llama in bf16. It continues the text it was trained on and is good for nothing else; with it, sharing can be
-measured without a download.
-
-| | |
-|---|---|
-| parameters | {model.num_parameters():,} |
-| shape | {_shape(model.config)} |{plan}
-| trained on | {_source(source)} |
-| command | `python recipes/pretrain.py --config recipes/pretrain.yaml` |
-| steps | {config.steps:,} of {rows} x {config.context} tokens, {tokens / 1e6:.1f} M tokens in all |
-| held-out loss | {measured.nll:.4f} nats per token over {measured.tokens:,} tokens |
-| held-out perplexity | {measured.perplexity:.2f} |
-| held-out bits per byte | {measured.bits_per_byte:.3f} |
-
-Neither a training step nor the tokenizer saw the held-out text (`hf_share.train.text`). Loss and perplexity
-are of the saved bf16 weights on disjoint windows of {config.context} tokens (`hf_share.eval.perplexity`).
-"""
-
-
-def _shape(sizes: LlamaConfig) -> str:
-    heads = f"{sizes.num_attention_heads} heads over {sizes.num_key_value_heads} key-value heads"
-    widths = f"hidden {sizes.hidden_size}, feed-forward {sizes.intermediate_size}"
-    lengths = f"vocabulary {sizes.vocab_size}, context {sizes.max_position_embeddings}"
-    return f"{sizes.num_hidden_layers} layers, {heads}, {widths}, {lengths}"
-
-
-def _source(source: str) -> str:
-    if source != "stdlib":
-        return f"`{Path(source).name if Path(source).exists() else source}`"
-    version = platform.python_version()
-    return f"the sources of the CPython {version} standard library, without tests and tables (PSF licence)"
 
 
 HELP = """Train a small Llama from nothing, shared from the start where `share` says so."""
