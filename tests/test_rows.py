@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import sys
@@ -15,6 +16,7 @@ from helpers import stored
 from workers import killed
 
 from hf_share import ConfigError
+from hf_share.train.data import split
 from hf_share.train.finetune import FinetuneConfig
 from hf_share.train.main import main
 from hf_share.train.pretrain import train_tokenizer
@@ -53,6 +55,78 @@ def test_rows_are_told_apart_and_split(kind, streaming, tmp_path):
     sides = [{json.dumps(row) for row in part} for part in (train, rows.validation, rows.test)]
     assert [len(side) for side in sides] == ([52, 4, 4] if streaming else [51, 3, 6])
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+
+
+NAMES = {  # format -> columns of a row, and what TRL is given
+    "alpaca": (
+        {"instruction": "Name it.", "input": "A fruit", "output": "Fig"},
+        "further context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName it.\n\n### Input:\nA fruit\n\n### Response:\n",
+        "Fig",
+    ),
+    "no input": (
+        {"instruction": "Name it.", "input": "", "output": "Fig"},
+        "task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName it.\n\n### Response:\n",
+        "Fig",
+    ),
+    "response": ({"prompt": "a", "response": "b"}, "a", "b"),
+    "question": ({"question": "1 + 1?", "answer": "2"}, "Question: 1 + 1?\nAnswer:", " 2"),
+}
+
+
+@pytest.mark.parametrize("suffix, streaming", [("json", False), ("csv", False), ("json", True)])
+@pytest.mark.parametrize("name", NAMES)
+def test_instructions_of_other_names_are_prompt_and_completion(name, suffix, streaming, tmp_path):
+    row, prompt, completion = NAMES[name]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps([row] * 20))
+    else:
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, [*row, "id"])
+            table.writeheader()
+            table.writerows([row | {"id": 1}] * 20)
+    rows = read_rows(FinetuneConfig(text=str(path), streaming=streaming, eval_windows=4))
+    found = next(iter(rows.train))
+    assert rows.kind == "instruction" and set(found) == {"prompt", "completion"}
+    assert found["prompt"].endswith(prompt) and found["completion"] == completion
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_rows_of_unknown_columns_are_refused(suffix, tmp_path):
+    text = {"json": json.dumps([{"ask": "a", "say": "b"}] * 20), "csv": "ask,say\n" + "a,b\n" * 20}
+    text["jsonl"] = '{"ask": "a", "say": "b"}\n' * 20
+    path = tmp_path / f"rows.{suffix}"
+    path.write_text(text[suffix])
+    config = FinetuneConfig(text=str(path))
+    with pytest.raises(ConfigError, match=r"columns ask, say, which are none of: .*\(instruction and output"):
+        read_rows(config)
+    assert split(FinetuneConfig(text=str(path), column="say")).train == ("b",) * 18
+
+
+def test_json_is_never_read_as_one_text(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"ask": "a", "say": "b"}] * 20))
+    with pytest.raises(ValueError, match=r"no text under column='text'; it has \['ask', 'say'\]"):
+        split(FinetuneConfig(text=str(path)))
+
+
+def test_an_answer_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": {"text": "b"}}\n' * 20)
+    with pytest.raises(ConfigError, match="column 'answer' holds .* and text is needed there"):
+        read_rows(FinetuneConfig(text=str(path)))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "words", '{"a": [1'])
+def test_a_file_that_holds_no_rows_is_refused(text, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    for read in (read_rows, split):
+        for streaming in (False, True):
+            with pytest.raises(ValueError, match=r"rows\.json|holds no"):
+                read(FinetuneConfig(text=str(path), streaming=streaming))
 
 
 def test_plain_text_is_no_row(tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Documents of any source, one after another: text files, JSON lines, folders of them, data sets.
+"""Documents of any source, one after another: text files, rows of JSON, CSV or Parquet, folders of them, data
+sets.
 
 A source that is read as a stream can go on where it stopped: `Documents.state` is a few numbers. A data set
 skips by its own state, local files by counting documents, which costs reading but no tokenising.
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from ..files import read_text
 
 
+LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # those of `datasets`
 SUFFIXES = (".jsonl", ".md", ".txt")
 PIECE = 1 << 16  # characters of a streamed file that does not mark its documents
 
@@ -66,7 +69,12 @@ class Documents:
 
     def _local(self) -> Iterator[str]:
         for path in self.files:
-            yield from _jsonl(path, self.column) if path.suffix == ".jsonl" else self._text(path)
+            if path.suffix == ".jsonl":
+                yield from _jsonl(path, self.column)
+            elif path.suffix in LOADERS:
+                yield from _rows(path, self.column)
+            else:
+                yield from self._text(path)
 
     def _text(self, path: Path) -> Iterator[str]:
         if self.pieces:
@@ -121,6 +129,22 @@ def _jsonl(path: Path, column: str) -> Iterator[str]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield field(json.loads(line), column, f"line {number} of {path.name}")
+
+
+def _rows(path: Path, column: str) -> Iterator[str]:
+    for number, row in enumerate(_read_rows(path), start=1):
+        yield field(row, column, f"row {number} of {path.name}")
+
+
+def _read_rows(path: Path) -> Iterator[Any]:
+    from datasets import load_dataset
+
+    if not path.stat().st_size:  # which `datasets` would not survive
+        return
+    try:
+        yield from load_dataset(LOADERS[path.suffix], data_files=str(path), split="train", streaming=True)
+    except ValueError as error:  # what pyarrow and pandas raise
+        raise ConfigError(f"{path} cannot be read as rows: {error}") from error
 
 
 def _dataset(source: str) -> Any:

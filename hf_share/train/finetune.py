@@ -36,7 +36,7 @@ class FinetuneConfig(RunConfig):
     output: str = "runs/finetune"
     learning_rate: float = 2e-3
 
-    data_format: str = "auto"  # or text, instruction, chat
+    data_format: str = "auto"  # or text, or one of `FORMATS`
     completion_only: bool = True
     packing: bool = False
     chat_template: str = ""
@@ -106,8 +106,9 @@ def _require_fit(asked: ShareConfig, model: PreTrainedModel) -> None:
         check(model, asked.resolve(model))
 
 
-HELP = """Train an adapter of any method on plain text, instructions (prompt, completion) or chats (messages),
-and save it with the tokenizer. MODEL is the base. Prints what held-out text costs before and after."""
+HELP = """Train an adapter of any method on plain text, instructions (prompt and completion, Alpaca's
+instruction, input and output, prompt and response, question and answer) or chats (messages), and save it
+with the tokenizer. MODEL is the base. Prints what held-out text costs before and after."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

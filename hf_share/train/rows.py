@@ -5,6 +5,7 @@
     {"prompt": "...", "completion": "..."}                       the loss is of the completion
     {"messages": [{"role": "user", "content": "..."}, ...]}      the loss is of the assistant's turns
 
+Other names of the former are in `formats.py`.
 TRL applies the chat template, masks what is not to be learnt and packs rows; adapters, checkpoints and the
 choice of the best step are as for plain text. TRL is an extra: pip install 'hf_share[train]'.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, ShareError, unknown
 from .arguments import common_arguments
+from .documents import LOADERS
+from .formats import CHAT, FORMATS, INSTRUCTION, listed
 from .run import run
 
 
-KINDS = {"chat": ("messages",), "instruction": ("prompt", "completion")}  # kind -> the columns it is known by
-LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 TEST, VALIDATION = 0.1, 0.05
 BLOCK = 1000  # rows of a stream that are shuffled together
 
@@ -47,19 +49,25 @@ class Rows:
 
 
 def read_rows(config: Any) -> Rows | None:
-    """The rows of `config.text`, or None where it holds plain text."""
+    """The rows of `config.text`, or None where it holds plain text.
+
+    Raises:
+        ConfigError: if it holds rows that are neither, by their columns.
+    """
     if config.data_format == "text" or not _may_hold_rows(config):
         return None
-    data = _load(config)
-    first = next(iter(data), None)
+    with _named(config.text):
+        data = _load(config)
+        first = next(iter(data), None)
     if first is None:
         raise ValueError(f"{config.text!r} holds no rows")
-    kind = _kind(config, first)
-    if kind is None:
+    name = _format(config, first)
+    if name is None:
         return None
-    data = data.select_columns(list(KINDS[kind]))
+    data = FORMATS[name].converted(data)
     test, validation, train = _split_stream(data, config) if config.streaming else _split(data)
-    return Rows(kind=kind, train=train, validation=validation if config.eval_steps else None, test=test)
+    held = validation if config.eval_steps else None
+    return Rows(kind=FORMATS[name].kind, train=train, validation=held, test=test)
 
 
 def _may_hold_rows(config: Any) -> bool:
@@ -67,9 +75,22 @@ def _may_hold_rows(config: Any) -> bool:
     return config.text != "stdlib" and (not path.is_file() or path.suffix in LOADERS)
 
 
+@contextmanager
+def _named(text: str) -> Iterator[None]:
+    """Let errors of `datasets`, pyarrow and pandas name the text; that of an empty file has no words."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except ShareError:
+        raise
+    except (DatasetsError, ValueError, StopIteration) as error:
+        cause = str(error.__cause__ or error) or "it is empty"
+        raise ConfigError(f"{text!r} cannot be read as rows: {cause}") from error
+
+
 def _load(config: Any) -> Any:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     path = Path(config.text)
     options = {"split": "train", "streaming": config.streaming}
@@ -77,24 +98,26 @@ def _load(config: Any) -> Any:
     if path.exists() and not files:
         return iter(())
     if path.exists():
-        try:
-            return load_dataset(LOADERS[files[0].suffix], data_files=[str(p) for p in files], **options)
-        except DatasetsError as error:
-            raise ConfigError(f"{config.text!r} cannot be read: {error.__cause__ or error}") from error
+        return load_dataset(LOADERS[files[0].suffix], data_files=[str(p) for p in files], **options)
     name, _, configuration = config.text.partition(":")
     try:
         return load_dataset(name, configuration or None, **options)
     except (FileNotFoundError, ConnectionError) as error:
         message = f"{config.text!r} is neither a local file nor a data set that can be reached: {error}"
-        raise ValueError(message) from error
+        raise ConfigError(message) from error
 
 
-def _kind(config: Any, row: dict[str, Any]) -> str | None:
-    found = [kind for kind, columns in KINDS.items() if all(name in row for name in columns)]
+def _format(config: Any, row: dict[str, Any]) -> str | None:
+    found = [name for name, form in FORMATS.items() if all(column in row for column in form.columns)]
     if config.data_format == "auto":
+        if not found and config.column not in row:
+            raise ConfigError(
+                f"{config.text!r} holds rows of the columns {', '.join(sorted(row))}, which are none of: "
+                f"{listed()}; --column names the one that holds plain text"
+            )
         return found[0] if found else None
     if config.data_format not in found:
-        wanted = " and ".join(KINDS[config.data_format])
+        wanted = " and ".join(FORMATS[config.data_format].columns)
         raise ConfigError(
             f"data_format={config.data_format} needs the columns {wanted}; rows have {sorted(row)}"
         )
@@ -225,15 +248,15 @@ def sft_arguments(config: Any, rows: Rows) -> dict[str, Any]:
         "packing": config.packing,
         "packing_strategy": "wrapped",  # the others need kernels that keep packed rows apart
         "eval_packing": False,
-        "completion_only_loss": only if rows.kind == "instruction" else None,
-        "assistant_only_loss": only and rows.kind == "chat",
+        "completion_only_loss": only if rows.kind == INSTRUCTION else None,
+        "assistant_only_loss": only and rows.kind == CHAT,
         "chat_template_path": config.chat_template or None,
         "loss_type": "nll",
     }
 
 
 def _need_template(tokenizer: Any, rows: Rows, config: Any) -> None:
-    if rows.kind != "chat":
+    if rows.kind != CHAT:
         return
     if not tokenizer.chat_template and not config.chat_template:
         raise ConfigError(
@@ -243,6 +266,6 @@ def _need_template(tokenizer: Any, rows: Rows, config: Any) -> None:
 
 
 def check_format(name: str) -> None:
-    known = ("auto", "text", *KINDS)
+    known = ("auto", "text", *FORMATS)
     if name not in known:
         raise unknown("data_format", name, known, ConfigError)

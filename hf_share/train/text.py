@@ -87,11 +87,12 @@ def load_text(
 ) -> Text:  # fmt: skip
     """Text by name: `"stdlib"`, a local file, a folder of files, or a data set for `datasets.load_dataset`.
 
-    A `.jsonl` file gives one document a line, any other file is one document, or several where it holds the
-    `separator`; a folder of such files gives those of each, by path. A data set is named by its id
-    or folder, with a configuration after a colon (`Salesforce/wikitext:wikitext-2-raw-v1`); its `train` split
-    is streamed, so that naming a huge one costs no more than `max_bytes` of text. The held-out part is the
-    last `heldout` of the documents or, where there is only one, of its characters.
+    A `.jsonl` file gives one document a line, a `.json`, `.csv` or `.parquet` file one a row; any other file
+    is one document, or several where it holds the `separator`; a folder of such files gives those of each,
+    by path. A data set is named by its id or folder, with a configuration after a colon
+    (`Salesforce/wikitext:wikitext-2-raw-v1`); its `train` split is streamed, so that naming a huge one costs
+    no more than `max_bytes` of text. The held-out part is the last `heldout` of the documents or, where there
+    is only one, of its characters.
     """
     if source == "stdlib":
         return stdlib_text()
