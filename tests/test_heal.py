@@ -5,16 +5,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import zoo
 from helpers import elements, pointers, unique
 from promises import source
+from safetensors.torch import load_file
+from workers import killed
 from zoo import logits
 
 import hf_share
 from hf_share import ConfigError, RecursiveConfig
 from hf_share.train.heal import HealConfig, heal, load
+from hf_share.train.main import main
+from hf_share.train.pretrain import train_tokenizer
+from hf_share.train.stored import as_stored
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -58,6 +65,48 @@ def test_a_dense_model_is_shared_first(tmp_path):
     with pytest.raises(ConfigError, match="is shared already; leave out structure"):
         load(HealConfig(model=str(tmp_path / "shared"), structure=config.structure))
     assert load(HealConfig(model=str(tmp_path / "shared")))[1] is None
+
+
+FULL = ["--train", "full"]
+KEPT = {"heal": FULL, "adapter": ["--r", "1"], "early_exit": [], "elastic": FULL}
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.filterwarnings("ignore")
+def test_the_result_is_stored_as_its_model_was(name, tmp_path):
+    task = "heal" if name == "adapter" else name
+    model = hf_share.share(zoo.build("llama", vocab_size=300), RecursiveConfig()).bfloat16()
+    model.save_pretrained(tmp_path / "in")
+    words = ["counting can be learnt"] * 20
+    train_tokenizer(words, vocab_size=290, context=64).save_pretrained(tmp_path / "in")
+    numbers = {**killed.write_text(tmp_path), "steps": 2, "save_steps": 2, "eval_steps": 2, "context": 16}
+    numbers |= {"teacher": "largest"} if task == "elastic" else {}
+
+    def train(**other: object) -> Path:
+        words = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), *KEPT[name]]
+        main(task, [*words, *(f"--{key}={value}" for key, value in {**numbers, **other}.items())])
+        return tmp_path / "out"
+
+    types = {str(tensor.dtype) for tensor in load_file(train() / "model.safetensors").values()}
+    assert types == {"torch.bfloat16"}
+    sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("in", "out")]
+    assert name == "adapter" or sizes[1] <= sizes[0]
+    checkpoint = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    inside = [load_file(file) for file in checkpoint.glob("*.safetensors")]
+    assert "torch.float32" in {str(tensor.dtype) for tensors in inside for tensor in tensors.values()}
+    train(dtype="float32")  # of the same run: its checkpoints serve
+    wider = {str(tensor.dtype) for tensor in load_file(tmp_path / "out" / "model.safetensors").values()}
+    assert wider == {"torch.float32"}
+
+
+def test_only_what_is_stored_in_float32_changes_its_type():
+    model = hf_share.share(copy.deepcopy(source("llama")), RecursiveConfig())
+    sharing, rope = pointers(model), model.model.rotary_emb.inv_freq.clone()
+    as_stored(model, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and pointers(model) == sharing
+    assert torch.equal(model.model.rotary_emb.inv_freq, rope)
+    with pytest.raises(ConfigError, match="unknown dtype 'bf16'; "):
+        HealConfig(dtype="bf16")
 
 
 BAD = {

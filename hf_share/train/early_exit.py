@@ -32,16 +32,17 @@ from ..eval.perplexity import Perplexity, perplexity
 from ..sites import stacks
 from ..steps import Arrange
 from ..ties import attached
-from .arguments import RunConfig, training_arguments
+from .arguments import training_arguments
 from .data import prepare, split
 from .distill import DistillTrainer, distillation_loss
 from .output import save_output, say
 from .run import run
+from .stored import WholeRun, as_stored
 from .text import as_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyExitConfig(RunConfig):
+class EarlyExitConfig(WholeRun):
     """Numbers of early-exit post-training. `model` is an uptrained recursive checkpoint."""
 
     output: str = "runs/early_exit"
@@ -261,10 +262,12 @@ perplexity. MODEL is the recursive checkpoint."""
 def main(arguments: Sequence[str] | None = None) -> None:
     config = EarlyExitConfig.from_command_line(HELP, arguments)
     config.need_model("the recursive checkpoint")
+    dtype = config.result_dtype()
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     model = load_causal(config.model, config.context, dtype="float32")
     data = prepare(config, tokenizer, split(config))
     before = exit_perplexities(on_device(model), data.test, progress=False)
-    model = on_device(train_exits(model, data.train, config, data.validation))
+    model = train_exits(model, data.train, config, data.validation)
+    model = as_stored(on_device(model), dtype)
     say(ExitReport(before, exit_perplexities(model, data.test, progress=False)))
     save_output(model, tokenizer, config.output)

@@ -41,13 +41,14 @@ from ..importance import tokenize
 from ..modules import Share, Store
 from ..share import share
 from ..ties import attached
-from .arguments import RunConfig, training_arguments
+from .arguments import training_arguments
 from .data import prepare, split
 from .divergences import Divergence, make_divergence
 from .elastic_trainer import LARGEST, PARTS, ElasticTrainer, space
 from .output import save_output, say
 from .run import run
 from .samplers import Sampler, make_sampler
+from .stored import WholeRun, as_stored
 from .text import as_rows, target_bytes
 
 
@@ -86,7 +87,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ElasticRunConfig(RunConfig):
+class ElasticRunConfig(WholeRun):
     """Numbers of an elastic training run. `model` is an elastic checkpoint or, with `structure`, a dense
     one.
     """
@@ -100,7 +101,7 @@ class ElasticRunConfig(RunConfig):
     learning_rate: float = 0.0  # 0: that of `RATES`
     output: str = "runs/elastic"
 
-    MAY_BE_ZERO = (*RunConfig.MAY_BE_ZERO, "learning_rate")
+    MAY_BE_ZERO = (*WholeRun.MAY_BE_ZERO, "learning_rate")
 
     TASK: ClassVar[str] = "elastic"
 
@@ -260,6 +261,7 @@ after."""
 def main(arguments: Sequence[str] | None = None) -> None:
     config = ElasticRunConfig.from_command_line(HELP, arguments)
     config.need_model("the model to make elastic, or an elastic checkpoint")
+    dtype = config.result_dtype()
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     parts = split(config)
     model, teacher = load(config, tokenizer, parts.train)
@@ -267,7 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = target_bytes(tokenizer, data.test)
     for name, found in perplexities(on_device(model), data.test, text_bytes=size):
         say(f"before, {name}: {found}")
-    trained = on_device(train_elastic(model, data.train, teacher, config, data.validation))
+    trained = train_elastic(model, data.train, teacher, config, data.validation)
+    trained = as_stored(on_device(trained), dtype)
     for name, found in perplexities(trained, data.test, text_bytes=size):
         say(f"after,  {name}: {found}")
     save_output(trained, tokenizer, config.output)

@@ -30,18 +30,19 @@ from ..methods.share_lora import ShareLoraConfig
 from ..share import compressed, share
 from ..sites import resolve, stacks
 from ..ties import attached
-from .arguments import RunConfig, training_arguments
+from .arguments import training_arguments
 from .data import prepare, split
 from .distill import DistillTrainer
 from .output import save_output, say
 from .replace import Replacement
 from .run import fingerprint, run
+from .stored import WholeRun, as_stored
 from .teacher_cache import TeacherCache, weights_name
 from .text import Windows, as_rows, target_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealConfig(RunConfig):
+class HealConfig(WholeRun):
     """Numbers of a healing run. `model` is a shared checkpoint or, with `structure`, a dense one to share
     first.
     """
@@ -66,7 +67,7 @@ class HealConfig(RunConfig):
     teacher_cache: str = ""
     teacher_top_k: int = 0
 
-    MAY_BE_ZERO = (*RunConfig.MAY_BE_ZERO, "learning_rate", "replace_steps", "teacher_top_k")
+    MAY_BE_ZERO = (*WholeRun.MAY_BE_ZERO, "learning_rate", "replace_steps", "teacher_top_k")
 
     TASK: ClassVar[str] = "heal"
 
@@ -223,6 +224,7 @@ step is chosen on validation text, which is neither trained on nor the text perp
 def main(arguments: Sequence[str] | None = None) -> None:
     config = HealConfig.from_command_line(HELP, arguments)
     config.need_model("the checkpoint to heal")
+    dtype = config.result_dtype()
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     parts = split(config)
     model, teacher = load(config, tokenizer, parts.train)
@@ -231,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = prepare(config, tokenizer, parts)
     size = target_bytes(tokenizer, data.test)
     say("before:", perplexity(on_device(model), data.test, text_bytes=size))
-    healed = on_device(heal(model, data.train, teacher, config, data.validation))
+    healed = heal(model, data.train, teacher, config, data.validation)
+    healed = as_stored(on_device(healed), dtype)
     say("after: ", perplexity(healed, data.test, text_bytes=size))
     save_output(healed, tokenizer, config.output)

@@ -39,7 +39,7 @@ from .teacher_cache import weights_name
 
 
 # they change how long a run is and what it shows, not what a step of it computes
-FREE = {"eval_steps", "minutes", "output", "report_to", "resume", "save_steps", "steps"}
+FREE = {"dtype", "eval_steps", "minutes", "output", "report_to", "resume", "save_steps", "steps"}
 
 
 class StopAfter(TrainerCallback):
