@@ -14,6 +14,7 @@ import torch
 from helpers import stored
 from peft import PeftModel
 from promises import source
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 from zoo import build, logits
 
 from hf_share import ConfigError, MosConfig, PlanError, ShareLoraConfig
@@ -59,6 +60,26 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_work(tmp_path, monke
     monkeypatch.setattr(task, "read_rows", None)
     with pytest.raises(PlanError, match=r"rank 8 does not fit.*over 4 layers .*at most r = 5; a larger"):
         task.main(["--model", str(tmp_path), "--config", str(RECIPES / "mos.yaml"), "--context", "16"])
+
+
+def test_an_adapter_that_trains_nothing_is_refused(tmp_path):
+    adapter = {"method": "fold", "group_size": 2}
+    config = FinetuneConfig(adapter=adapter, output=str(tmp_path), **SHORT)
+    message = "'fold' has nothing that trains .*hf-share train heal"
+    with pytest.raises(ConfigError, match=message):
+        finetune(copy.deepcopy(source("llama")), WINDOWS, config)
+    with pytest.raises(ConfigError, match=message):
+        task._require_fit(config.adapter_config(), copy.deepcopy(source("llama")))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_reports_to_what_is_not_installed_are_refused_before_any_work(name, monkeypatch):
+    def missing(self):
+        raise RuntimeError(f"Run `pip install {name}`.")
+
+    monkeypatch.setattr(INTEGRATION_TO_CALLBACK[name], "__init__", missing)
+    with pytest.raises(ConfigError, match=f"report_to={name} needs a package .*pip install {name}"):
+        HealConfig(model="m", report_to=name).need_model("the model")
 
 
 def test_a_method_that_measures_has_the_first_rows():

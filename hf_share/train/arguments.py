@@ -75,7 +75,10 @@ class TextRun(Settings):
             )
 
     def need_output(self) -> None:
-        """Refuse to write over a model that is no earlier result of such a run."""
+        """Refuse to write over a model that is no earlier result of such a run, or to report to what is not
+        installed.
+        """
+        self._need_reporters()
         given = [getattr(self, name, "") for name in ("model", "teacher")]
         if any(name and Path(name).resolve() == Path(self.output).resolve() for name in given):
             raise ConfigError(f"output={self.output} is what the run starts from; name another folder")
@@ -85,6 +88,18 @@ class TextRun(Settings):
                 f"output={self.output} holds a model that no such run made; name another folder, or say "
                 "--resume false to write over it"
             )
+
+    def _need_reporters(self) -> None:
+        """Raise what Trainer would raise, before text is read and models are measured."""
+        for name in self.reporters():
+            if name not in ("all", "none"):
+                try:
+                    INTEGRATION_TO_CALLBACK[name]()
+                except (RuntimeError, ImportError, ValueError) as error:
+                    raise ConfigError(
+                        f"report_to={name} needs a package that is not here, such as pip install {name}, or "
+                        f"report_to=none: {error}"
+                    ) from error
 
     @property
     def checkpoints(self) -> Path:

@@ -76,7 +76,7 @@ def finetune(
     config = config or FinetuneConfig()
     set_seed(config.seed)
     cached = getattr(model.config, "use_cache", True)
-    adapted = get_peft_model(model, _with_text(config.adapter_config(), data))
+    adapted = _adapted(model, _with_text(config.adapter_config(), data))
     made = Trainer(
         model=adapted,
         args=training_arguments(config, evaluates=validation is not None),
@@ -103,7 +103,24 @@ def _require_fit(asked: ShareConfig, model: PreTrainedModel) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come with the adapter
-        check(model, asked.resolve(model))
+        plan = asked.resolve(model)
+        check(model, plan)
+    if not plan.generates:
+        raise _nothing_learns(asked)
+
+
+def _adapted(model: PreTrainedModel, asked: ShareConfig) -> PeftModel:
+    adapted: Any = get_peft_model(model, asked)
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+        raise _nothing_learns(asked)
+    return adapted
+
+
+def _nothing_learns(asked: ShareConfig) -> ConfigError:
+    return ConfigError(
+        f"an adapter of method {asked.method!r} has nothing that trains with these numbers, so there is "
+        "nothing to fine-tune: share the model with it (hf-share share) and train what is left (hf-share train heal)"
+    )
 
 
 HELP = """Train an adapter of any method on plain text, instructions (prompt and completion, Alpaca's
@@ -124,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _on_rows(model: PreTrainedModel, tokenizer: Any, rows: Rows, config: FinetuneConfig) -> PeftModel:
     set_seed(config.seed)
-    adapted = get_peft_model(model, config.adapter_config())
+    adapted = _adapted(model, config.adapter_config())
     adapted, before, after = finetune_rows(adapted, tokenizer, rows, config)
     what = "completions" if config.completion_only else "whole rows"
     say(f"loss on {what} of held-out rows: {before:.4f} before, {after:.4f} after")
