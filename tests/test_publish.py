@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from zoo import build, logits
 
 import hf_share
-from hf_share.hub.load import load_model
+from hf_share.hub.load import load_model, load_tokenizer
 from hf_share.hub.push import push_folder
 from hf_share.hub.written import card_in, is_ours, is_stock
 from hf_share.train.cards import CardTrainer
@@ -59,6 +59,28 @@ def test_the_tokenizer_goes_along(online, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     push_folder(tmp_path, "me/folder")
     assert online.files("me/folder") == online.files("me/shared")
+
+
+@pytest.mark.parametrize("broken", ['{"broken": ', "{}"], ids=["no JSON", "another form"])
+@pytest.mark.parametrize("where", ["folder", "hub"])
+def test_only_a_missing_tokenizer_is_silent(online, tmp_path, where, broken):
+    place = str(tmp_path) if where == "folder" else "me/story"
+    shared(build("llama")).save_pretrained(tmp_path)
+    push_folder(tmp_path, "me/story")
+    assert load_tokenizer(place) is None
+    train_tokenizer(["def main():\n"] * 9, vocab_size=290, context=64).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(broken)
+    push_folder(tmp_path, "me/story")
+    with pytest.raises(hf_share.CheckpointError, match=f"the tokenizer at '{place}' cannot be read"):
+        load_tokenizer(place)
+
+
+def test_a_hub_that_does_not_tell_of_a_tokenizer_is_warned_of(online, monkeypatch):
+    shared(build("llama")).push_to_hub("me/story")
+    monkeypatch.setattr("hf_share.hub.load.adapter_base", lambda place, **at: None)
+    online.fail("resolve", 401)
+    with pytest.warns(UserWarning, match="no tokenizer of 'me/story' was loaded: "):
+        assert load_tokenizer("me/story") is None
 
 
 def test_saving_with_a_push(online, tmp_path):

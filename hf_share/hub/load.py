@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from typing import Any
 import transformers
 import yaml
 from peft import PeftConfig, PeftModel
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from ..elastic import choose
-from ..errors import ConfigError, unknown
+from ..errors import CheckpointError, ConfigError, unknown
 from ..guards import never_repack
 from ..per_layer import per_layer_class
 
@@ -29,6 +30,11 @@ QUANTS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "int8": {"load_in_8bit": True},
 }
+# a folder with any of these has a tokenizer
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "tekken.json",
+)  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -102,16 +108,35 @@ def _quantised(config: Any, place: str, kind: str | None, own: dict[str, str]) -
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer that lies with a model, or with the base of an adapter; None if there is none."""
+    """The tokenizer that lies with a model, or with the base of an adapter; None if there is none.
+
+    Raises:
+        CheckpointError: if there is one that cannot be read.
+    """
     place, settings = split_choice(name)
     at = _revision(settings)
     for where, own in ((place, at), (adapter_base(place, **at), {})):
-        try:
-            if where is not None:
-                return transformers.AutoTokenizer.from_pretrained(where, **own)
-        except (OSError, ValueError):
+        if where is None:
             continue
+        try:
+            return transformers.AutoTokenizer.from_pretrained(where, **own)
+        except Exception as error:  # tokenizers raises no narrower class for a file of another form
+            if _has_tokenizer(where, error, own):
+                why = f"the tokenizer at {where!r} cannot be read: {error}"
+                raise CheckpointError(why) from error
     return None
+
+
+def _has_tokenizer(place: str, error: Exception, at: dict[str, str]) -> bool:
+    """Whether there are files of a tokenizer; where the Hub does not tell, a warning says so."""
+    if Path(place).is_dir():
+        return any((Path(place) / name).is_file() for name in TOKENIZER)
+    try:
+        absent: dict[str, Any] = {**at, "_raise_exceptions_for_missing_entries": False}
+        return any(cached_file(place, name, **absent) is not None for name in TOKENIZER)
+    except (OSError, ValueError):
+        warnings.warn(f"no tokenizer of {place!r} was loaded: {error}", stacklevel=3)
+        return False
 
 
 def split_choice(name: str) -> tuple[str, dict[str, Any]]:
