@@ -65,7 +65,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_work(tmp_path, monke
 def test_an_adapter_that_trains_nothing_is_refused(tmp_path):
     adapter = {"method": "fold", "group_size": 2}
     config = FinetuneConfig(adapter=adapter, output=str(tmp_path), **SHORT)
-    message = "'fold' has nothing that trains .*hf-share train heal"
+    message = "'fold' has nothing that trains.*hf-share train heal"
     with pytest.raises(ConfigError, match=message):
         finetune(copy.deepcopy(source("llama")), WINDOWS, config)
     with pytest.raises(ConfigError, match=message):

@@ -116,6 +116,11 @@ BAD = {
     "key": ({"structure": {"method": "recursive", "loops": 2}}, "unexpected keyword argument 'loops'"),
     "value": ({"structure": {"method": "recursive", "num_loops": 1}}, "num_loops is 1"),
     "no dict": ({"structure": "recursive"}, "structure='recursive' is not of type dict"),
+    "kd_weight": ({"kd_weight": 1.5}, "kd_weight=1.5 must lie in"),
+    "temperature": ({"temperature": 0.0}, "temperature=0.0 above 0"),
+    "tail_weight": ({"tail_weight": -1.0}, "tail_weight=-1.0 must be finite"),
+    "replace_start": ({"replace_start": 0.0}, "replace_start=0.0 must lie in"),
+    "learning_rate": ({"learning_rate": -1.0}, "learning_rate=-1.0 must be finite"),
     "no yaml": ({"structure": "{a"}, "is not of type dict"),
 }
 

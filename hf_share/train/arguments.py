@@ -9,6 +9,7 @@ neither trained on nor the text that results are measured on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class TextRun(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0.0 <= self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate={self.learning_rate} must be finite and not below 0")
         known = {"all", "none", *INTEGRATION_TO_CALLBACK}
         for name in self.reporters():
             if name not in known:

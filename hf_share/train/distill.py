@@ -128,6 +128,23 @@ def _require_one_vocabulary(student: Any, teacher: Any) -> None:
         )
 
 
+def require_weights(
+    kd_weight: float, temperature: float, tail_weight: float = 0.0, tail_layers: int = 1,
+    hidden_weight: float = 0.0,
+) -> None:  # fmt: skip
+    """Raise `ConfigError` unless these are numbers of the loss above."""
+    if not 0.0 <= kd_weight <= 1.0 or temperature <= 0.0:
+        raise ConfigError(
+            f"kd_weight={kd_weight} must lie in [0, 1] and temperature={temperature} above 0"
+        )
+    if not 0.0 <= tail_weight < math.inf or tail_layers < 1:
+        raise ConfigError(
+            f"tail_weight={tail_weight} must be finite and not below 0, tail_layers={tail_layers} above 0"
+        )
+    if not 0.0 <= hidden_weight < math.inf:
+        raise ConfigError(f"hidden_weight={hidden_weight} must be finite and not below 0")
+
+
 class DistillTrainer(OwnCard, Trainer):
     """`transformers.Trainer` with a teacher. Without one it trains on cross-entropy alone.
 
@@ -149,16 +166,7 @@ class DistillTrainer(OwnCard, Trainer):
         replacement: Replacement | None = None, cache: TeacherCache | None = None,
         divergence: Divergence = KL, **kwargs: Any,
     ):  # fmt: skip
-        if not 0.0 <= kd_weight <= 1.0 or temperature <= 0.0:
-            raise ConfigError(
-                f"kd_weight={kd_weight} must lie in [0, 1] and temperature={temperature} above 0"
-            )
-        if not 0.0 <= tail_weight < math.inf or tail_layers < 1:
-            raise ConfigError(
-                f"tail_weight={tail_weight} must be finite and not below 0, tail_layers={tail_layers} above 0"
-            )
-        if not 0.0 <= hidden_weight < math.inf:
-            raise ConfigError(f"hidden_weight={hidden_weight} must be finite and not below 0")
+        require_weights(kd_weight, temperature, tail_weight, tail_layers, hidden_weight)
         for name, value in (("tail_weight", tail_weight), ("hidden_weight", hidden_weight)):
             if value and teacher is None:
                 raise ConfigError(f"{name}={value} compares hidden states with a teacher's; give one")

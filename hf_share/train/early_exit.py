@@ -34,7 +34,7 @@ from ..steps import Arrange
 from ..ties import attached
 from .arguments import training_arguments
 from .data import prepare, split
-from .distill import DistillTrainer, distillation_loss
+from .distill import DistillTrainer, distillation_loss, require_weights
 from .output import save_output, say
 from .run import run
 from .stored import WholeRun, as_stored
@@ -56,6 +56,10 @@ class EarlyExitConfig(WholeRun):
     warmup_steps: int = 10
 
     TASK: ClassVar[str] = "early_exit"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weights(self.kd_weight, self.temperature)
 
 
 @dataclass(frozen=True)

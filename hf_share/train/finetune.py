@@ -118,9 +118,8 @@ def _adapted(model: PreTrainedModel, asked: ShareConfig) -> PeftModel:
 
 def _nothing_learns(asked: ShareConfig) -> ConfigError:
     return ConfigError(
-        f"an adapter of method {asked.method!r} has nothing that trains with these numbers, so there is "
-        "nothing to fine-tune: share the model with it (hf-share share) and train what is left (hf-share "
-        "train heal)"
+        f"an adapter of method {asked.method!r} has nothing that trains, and so nothing to "
+        "fine-tune: share the model with it (hf-share share) and train what is left (hf-share train heal)"
     )
 
 

@@ -32,7 +32,7 @@ from ..sites import resolve, stacks
 from ..ties import attached
 from .arguments import training_arguments
 from .data import prepare, split
-from .distill import DistillTrainer
+from .distill import DistillTrainer, require_weights
 from .output import save_output, say
 from .replace import Replacement
 from .run import fingerprint, run
@@ -75,6 +75,11 @@ class HealConfig(WholeRun):
         super().__post_init__()
         if self.train not in RATES:
             raise unknown("train", self.train, RATES, ConfigError)
+        require_weights(
+            self.kd_weight, self.temperature, self.tail_weight, self.tail_layers, self.hidden_weight
+        )
+        if not 0.0 < self.replace_start <= 1.0:
+            raise ConfigError(f"replace_start={self.replace_start} must lie in (0, 1]")
         if self.structure:
             self.structure_config()
         if self.teacher_top_k and not self.teacher_cache:
