@@ -476,6 +476,7 @@ for arch in ("t5", "whisper"):
     REFUSED["Elastic depth", arch] = "depth is of a model with one stack of layers; this one has 2"
 
 
+@pytest.mark.filterwarnings("ignore:.*plain truncated:UserWarning")  # adapters without text
 @pytest.mark.parametrize("arch", MODELS)
 @pytest.mark.parametrize("row", ROWS)
 def test_promises(row, arch, tmp_path):

@@ -72,6 +72,9 @@ def page(arms: list[str], results: Results, output: str, record: Record) -> str:
         head = ("structure", "at most", *scores[0][0])
         parts += ["## Story tasks", TASKS, table(head, [row for _, row in scores])]
     parts += ["## With NF4 inside", NF4, table(NF4_HEAD, list(_nf4([*whole, *ATTENTION], results)))]
+    codes = list(_codes([*whole, *ATTENTION], results))
+    if codes:
+        parts += ["## In codes of four bits", CODES_INTRO, table(CODES_HEAD, codes)]
     verdicts = said(CLAIMS, results, "nll", **FIRST)
     if verdicts:
         parts += ["## Verdicts", verdicts]
@@ -96,6 +99,10 @@ ATTENTION_INTRO = "The bound is on the weights of the attention; the rest of the
 NF4 = """The healed model, quantised while it loads. What a rule stores stays in fp32. *Minus dense*: the
 paired difference over seeds to the dense model, healed alike, with NF4 as well."""
 NF4_HEAD = ("structure", "at most", "MB", "NLL", "MB with NF4", "NLL with NF4", "minus dense")
+
+CODES_INTRO = """The healed model with all that it stores but embeddings and norms in codes of four bits,
+factors and deltas too (`hf_share.quantize`, groups of 64, without text). *Minus dense* as above."""
+CODES_HEAD = ("structure", "at most", "MB", "NLL", "minus dense")
 
 
 TASKS = "Accuracy of the healed model of seed 0 and its standard error; next sentence: chance is 0.25."
@@ -146,6 +153,16 @@ def _nf4(arms: list[str], results: Results) -> Iterator[list]:
             dense = by_seed(results, "nf4_nll", arm="dense", **FIRST)
             less = str(paired(ours, dense)) if arm != "dense" and ours.keys() & dense.keys() else None
             yield [arm, f"{ratio}", sizes[0], plain, sizes[1], small, less]
+
+
+def _codes(arms: list[str], results: Results) -> Iterator[list]:
+    for arm, ratio, _ in _grid(arms, results):
+        ours = by_seed(results, "codes_nll", arm=arm, ratio=ratio, **CODES)
+        dense = by_seed(results, "codes_nll", arm="dense", **CODES)
+        if ours:
+            size = _of(results, arm=arm, ratio=ratio, **CODES)[0]["codes_bytes"]
+            less = str(paired(ours, dense)) if arm != "dense" and ours.keys() & dense.keys() else None
+            yield [arm, f"{ratio}", f"{size / 1e6:.2f}", str(interval(list(ours.values()))), less]
 
 
 def _panels(arms: list[str], results: Results, key: str, scale: float) -> Iterator[tuple[str, Panel]]:

@@ -78,7 +78,8 @@ def _warn_unmeasured(config: ShareConfig, plan: SharePlan) -> None:
     """Where a config without text is not refused, it starts from less than it could."""
     if config._given is not None or config._calibration is not None or not config.uses_calibration:
         return
-    if any(rule.reads and not rule.calibrated for rule in map(step_rule, plan.generates)):
+    rules = [step_rule(step) for step in plan.generates]
+    if any(rule.reads and not rule.calibrated and not rule.rewrites for rule in rules):
         warnings.warn(
             f"{type(config).__name__} weighs errors by the inputs of calibration text, and has none: its "
             "products start as plain truncated ones. Give it text: config.with_calibration(texts)",
