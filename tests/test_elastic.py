@@ -316,6 +316,8 @@ def test_passing_the_config_alone_is_refused(tmp_path):
     for given in (small.config.quantization_config, tf.BitsAndBytesConfig(load_in_8bit=True)):
         with pytest.raises(ValueError, match=r"hf_share.inner_config\(.*hf_share.subnet_config\("):
             tf.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=given)
+    stored = tf.AutoModelForCausalLM.from_pretrained(tmp_path).config.quantization_config
+    assert repr(stored).startswith("SharedConfig {"), "what a person reads has the name of the class"
 
 
 def test_the_order_of_widths_says_nothing():

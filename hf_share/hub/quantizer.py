@@ -89,6 +89,9 @@ class StoredConfig(SharedConfig):
     says what to do.
     """
 
+    def __repr__(self) -> str:
+        return f"{SharedConfig.__name__} {self.to_json_string()}"
+
 
 StoredConfig.__name__ = (
     "hf_share (give config=hf_share.inner_config(path, quantisation) or config=hf_share.subnet_config(path, "
