@@ -20,10 +20,10 @@ from .binding import Binding
 from .errors import PlanError
 from .filesize import data_bytes, tensors_of
 from .hub.layer import ShareLayer
-from .modules import Share
+from .modules import bound
 from .plan import SharePlan
 from .rules import step_rule
-from .sites import STORES, backbone, resolve, stacks, tensors
+from .sites import STORES, backbone, stacks, tensors
 from .steps import Arrange, Generate
 from .ties import attached
 
@@ -147,20 +147,14 @@ def _arranged(model: nn.Module, step: Arrange) -> Iterable[Group]:
 
 
 def _generated(model: nn.Module, step: Generate) -> Group:
-    base = backbone(model)
-    store = getattr(base, STORES, {})
-    bound: list[tuple[Share, Binding]] = []
-    for name in step.sites:
-        share = resolve(base, name.partition(":")[0])._modules["share"]
-        assert isinstance(share, Share)
-        own_of = (b for b in share.bindings if b.group == step.group and b.site.name == name)
-        bound.append((share, next(own_of)))
+    base, rule = backbone(model), step_rule(step)
+    store, places = getattr(base, STORES, {}), bound(base, step)
     once = sum(p.numel() for p in store[step.group].parameters()) if step.group in store else 0
-    own = [sum(getattr(share, name).numel() for name in b.names.values()) for share, b in bound]
-    if step_rule(step).frozen:  # codes, each for a number
-        once, own = step_rule(step).numbers([b.site for _, b in bound])
-    made = [b.site.in_features * b.site.out_features for _, b in bound]
-    used = sum(made) if step_rule(step).kind == "replace" else sum(own) + once * len(own)
+    own = [sum(getattr(share, name).numel() for name in b.names.values()) for share, b in places]
+    if rule.frozen:  # codes, each for a number
+        once, own = rule.numbers([b.site for _, b in places])
+    made = [b.site.in_features * b.site.out_features for _, b in places]
+    used = sum(made) if rule.kind == "replace" else sum(own) + once * len(own)
     return Group(name=step.group, places=step.sites, stored=once + sum(own), used=used)
 
 
@@ -171,15 +165,15 @@ def _adapters(model: nn.Module) -> Iterable[Group]:
         for adapter, bindings in layer.bindings.items() if isinstance(layer, ShareLayer) else ():
             for binding in bindings:
                 held.setdefault((adapter, binding.group), []).append((layer, binding))
-    for (adapter, group), bound in sorted(held.items(), key=lambda item: item[0][0]):
-        store = bound[0][1].store
+    for (adapter, group), held_by in sorted(held.items(), key=lambda item: item[0][0]):
+        store = held_by[0][1].store
         once = 0 if store is None else sum(t.numel() for t in store(adapter).values())
-        own = [sum(layer.get_tensor(n, adapter).numel() for n in b.names.values()) for layer, b in bound]
+        own = [sum(layer.get_tensor(n, adapter).numel() for n in b.names.values()) for layer, b in held_by]
         yield Group(
             name=f"{adapter}: {group}",
-            places=tuple(b.site.name for _, b in bound),
+            places=tuple(b.site.name for _, b in held_by),
             stored=once + sum(own),
-            used=once * len(bound) + sum(own),  # of a weight that is made, too: the base keeps its own
+            used=once * len(held_by) + sum(own),  # of a weight that is made, too: the base keeps its own
         )
 
 

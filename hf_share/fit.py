@@ -22,7 +22,7 @@ from .dense import dense
 from .errors import ConfigError
 from .importance import second_moments
 from .lanes import Lanes
-from .modules import Share, SharedLinear, linear_weight
+from .modules import Share, SharedLinear, bound, linear_weight
 from .plan import SharePlan
 from .rules import Rule, draw_seed, generator, step_rule
 from .sites import STORES, Site, Stack, backbone, resolve, sites, stacks, tensors
@@ -214,10 +214,7 @@ def _fit_generate(model: nn.Module, step: Generate, source: Source, whole: Whole
     store = getattr(base, STORES, {})[step.group] if rule.shared(found) else None
     for name, tensor in store().items() if store is not None else ():
         _set(tensor, values.get("", {}).get(name), rule, name, found, seed, step.group)
-    for site in found:
-        share = resolve(base, site.module)._modules["share"]
-        assert isinstance(share, Share)
-        binding = next(b for b in share.bindings if b.group == step.group and b.site.name == site.name)
+    for site, (share, binding) in zip(found, bound(base, step), strict=True):
         for name, attribute in binding.names.items():
             value = values.get(site.name, {}).get(name)
             _set(getattr(share, attribute), value, rule, name, [site], seed, step.group, site.name)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from .binding import Binding, Kept, private_names, trains_or_compiles
 from .errors import Refused
 from .rules import Rule
-from .sites import Site
+from .sites import Site, resolve
+from .steps import Generate
 
 
 class Store(nn.Module):
@@ -159,6 +160,17 @@ class Share(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{b.rule.name}[{b.group}]" for b in self.bindings)
+
+
+def bound(base: nn.Module, step: Generate) -> list[tuple[Share, Binding]]:
+    """Of each site of an attached step the share and the binding that hold its rule, in the step's order."""
+    found = []
+    for name in step.sites:
+        share = resolve(base, name.partition(":")[0])._modules["share"]
+        assert isinstance(share, Share), "the step is attached"
+        here = (b for b in share.bindings if b.group == step.group and b.site.name == name)
+        found.append((share, next(here)))
+    return found
 
 
 def add_share(module: nn.Module, args: tuple, output: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .binding import Binding, private_names
-from .modules import Share, Store
+from .modules import Share, Store, bound
 from .plan import SharePlan
 from .rules import Rule
-from .sites import STORES, Site, backbone, resolve
+from .sites import STORES, Site, backbone
 from .steps import Generate, Step
 from .ties import attached, change_plan
 
@@ -37,20 +37,16 @@ def swap_rules(model: nn.Module, change: Change) -> None:
 def _swapped(model: nn.Module, step: Generate, change: Change) -> Step:
     """The step as it is once swapped; its store and its shares are changed."""
     base = backbone(model)
-    bound: list[tuple[Share, Binding]] = []
-    for name in step.sites:
-        share = resolve(base, name.partition(":")[0])._modules["share"]
-        assert isinstance(share, Share)
-        own = (b for b in share.bindings if b.group == step.group and b.site.name == name)
-        bound.append((share, next(own)))
-    found = [change(binding.rule, share.stored(binding)) for share, binding in bound]
+    places = bound(base, step)
+    sites = [binding.site for _, binding in places]
+    found = [change(binding.rule, share.stored(binding)) for share, binding in places]
     if found[0] is None:
         return step
     rule = found[0][0]
-    store = _put_store(base, step.group, rule, [b.site for _, b in bound], found[0][1])
-    for (share, binding), new in zip(bound, found, strict=True):
+    store = _put_store(base, step.group, rule, sites, found[0][1])
+    for (share, binding), new in zip(places, found, strict=True):
         assert new is not None, "the sites of a step have one rule"
-        _put(share, binding, new[0], store, new[1], [b.site for _, b in bound])
+        _put(share, binding, new[0], store, new[1], sites)
     return replace(step, rule=rule.name, args=rule.args())
 
 
