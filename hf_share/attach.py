@@ -134,6 +134,9 @@ def _check_generates(model: nn.Module, plan: SharePlan) -> None:
         )
 
 
+TURNS = ("limit", "replace", "map", "add")  # what a weight sees is limited, then it is made, mapped, added to
+
+
 @dataclass(frozen=True)
 class Made:
     """What a rule makes at one site: its kind, the site, and the group."""
@@ -200,8 +203,7 @@ def _check_order(kind: str, group: str, site: Site, other: Made) -> None:
         raise PlanError(f"site {site.name!r} is mapped by two groups, {other.group!r} and {group!r}")
     if kind == other.kind == "limit":
         raise PlanError(f"site {site.name!r} is limited by two groups, {other.group!r} and {group!r}")
-    turns = ("limit", "replace", "map", "add")
-    if turns.index(kind) < turns.index(other.kind):
+    if TURNS.index(kind) < TURNS.index(other.kind):
         verb = {"add": "adds to", "map": "maps", "replace": "replaces"}[other.kind]
         raise PlanError(
             f"site {site.name!r}: group {group!r} would {kind} the weight that group {other.group!r} {verb}; "

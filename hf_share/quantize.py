@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attach import bind, check
+from .attach import TURNS, bind, check
 from .coded import BASES, codes_of
 from .errors import ConfigError, Refused
 from .fit import Whole, capture, fit
@@ -30,9 +30,6 @@ from .swap import Stored, swap_rules
 from .targets import ALL_LINEAR, select
 from .ties import attached, change_plan
 from .untouched import untouched_on_error
-
-
-TURNS = ("limit", "replace", "map", "add")  # what a weight sees is limited, then it is made, mapped, added to
 
 
 @torch.no_grad()
