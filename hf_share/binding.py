@@ -64,8 +64,7 @@ class Binding:
 
     def formed(self, stored: dict[str, Tensor]) -> Mapping[str, Tensor]:
         """What the rule's `weight` and `apply` take, from the stored tensors by the rule's names."""
-        constant = not torch.compiler.is_compiling() and not any(t.requires_grad for t in stored.values())
-        if not self.keep or (trains_or_compiles() and not constant):
+        if not self.keep or torch.compiler.is_compiling() or _trains(stored):
             if torch.is_grad_enabled():
                 self._kept.clear()
             return self._form(stored)
@@ -121,6 +120,10 @@ def _state(tensor: Tensor) -> Any:
     except RuntimeError:  # a tensor of parts, or of no memory
         place = 0
     return tensor._version, place, tensor.dtype, tensor.device
+
+
+def _trains(stored: Mapping[str, Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in stored.values())
 
 
 def trains_or_compiles() -> bool:
