@@ -106,11 +106,12 @@ def report(config: Config, results: Results, record: Record) -> str:
         if found:
             nll = interval([r["nll"] for r in found])
             stored = found[0]["parameters"]
-            rows.append([name, stored, str(nll), str(_beside(name, results))])
             ours, dense = (by_seed(results, "nll", variant=v) for v in (name, "dense"))
+            beside = paired(ours, dense)
+            rows.append([name, stored, str(nll), str(beside)])
             each = [ours[seed] - dense[seed] for seed in ours.keys() & dense.keys()]
             if each and name != "dense":
-                shown[f"{name}, {stored / 1e6:.2f} M"] = (paired(ours, dense), each)
+                shown[f"{name}, {stored / 1e6:.2f} M"] = (beside, each)
     head = ("variant", "stored", "NLL", "minus dense")
     text = "\n\n".join(["# MASA from scratch", _intro(record), table(head, rows)])
     write(config.output, text)
@@ -118,7 +119,3 @@ def report(config: Config, results: Results, record: Record) -> str:
         words = "NLL minus dense: each seed, mean and 95 % interval"
         differences(Path(config.output).with_suffix(".png"), shown, words)
     return text
-
-
-def _beside(name: str, results: Results) -> Any:
-    return paired(by_seed(results, "nll", variant=name), by_seed(results, "nll", variant="dense"))

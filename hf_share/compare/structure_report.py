@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ strict recursion. H4: the LoRA that starts from the SVD of what the average leav
 zero. H5: Matrix PCA with one atom and refinement beats whitened SVD at equal attention bytes; free to choose,
 the allocator takes no atoms on this model, so that its rows are low-rank factors with ranks by error. H6:
 folded layers beat left-out ones at no more than 0.6 of the size."""
+
 
 def _intro(record: Record) -> str:
     lengths = LENGTHS.format(**record.of) if record.of else "tokens"
@@ -149,20 +150,25 @@ def _nf4(arms: list[str], results: Results) -> Iterator[list]:
         if rows[0]["reachable"]:
             plain, small = (str(interval([r[k] for r in rows])) for k in ("nll", "nf4_nll"))
             sizes = [f"{rows[0][k] / 1e6:.2f}" for k in ("bytes", "nf4_bytes")]
-            ours = by_seed(results, "nf4_nll", arm=arm, ratio=ratio, **FIRST)
-            dense = by_seed(results, "nf4_nll", arm="dense", **FIRST)
-            less = str(paired(ours, dense)) if arm != "dense" and ours.keys() & dense.keys() else None
+            less = _minus_dense(results, "nf4_nll", arm, ratio, FIRST)
             yield [arm, f"{ratio}", sizes[0], plain, sizes[1], small, less]
 
 
 def _codes(arms: list[str], results: Results) -> Iterator[list]:
     for arm, ratio, _ in _grid(arms, results):
-        ours = by_seed(results, "codes_nll", arm=arm, ratio=ratio, **CODES)
-        dense = by_seed(results, "codes_nll", arm="dense", **CODES)
-        if ours:
-            size = _of(results, arm=arm, ratio=ratio, **CODES)[0]["codes_bytes"]
-            less = str(paired(ours, dense)) if arm != "dense" and ours.keys() & dense.keys() else None
-            yield [arm, f"{ratio}", f"{size / 1e6:.2f}", str(interval(list(ours.values()))), less]
+        rows = [r for r in _of(results, arm=arm, ratio=ratio, **CODES) if "codes_nll" in r]
+        if rows:
+            nll, size = str(interval([r["codes_nll"] for r in rows])), f"{rows[0]['codes_bytes'] / 1e6:.2f}"
+            yield [arm, f"{ratio}", size, nll, _minus_dense(results, "codes_nll", arm, ratio, CODES)]
+
+
+def _minus_dense(
+    results: Results, key: str, arm: str, ratio: float, part: Mapping[str, Any]
+) -> str | None:
+    """The paired difference over seeds to the dense model, in cells of one part of the comparison."""
+    ours = by_seed(results, key, arm=arm, ratio=ratio, **part)
+    dense = by_seed(results, key, arm="dense", **part)
+    return str(paired(ours, dense)) if arm != "dense" and ours.keys() & dense.keys() else None
 
 
 def _panels(arms: list[str], results: Results, key: str, scale: float) -> Iterator[tuple[str, Panel]]:
