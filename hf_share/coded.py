@@ -23,15 +23,13 @@ from torch import Tensor
 
 from .about import About
 from .around import Around
-from .codes import groups_of, half_quadratic, nested_codes
+from .codes import BY_WEIGHT, MOST_BITS, groups_of
 from .errors import PlanError, unknown
 from .planes import SPELLED, pack, read, spell, unpack
 from .rules import Rule, Shape, rule
 from .sites import Site
 
 
-BASES = {"minmax": nested_codes, "hqq": half_quadratic}
-MOST_BITS = 8
 VECTORS = "fp32"
 BYTES, GROUP = "_bytes", "_group"  # ends of names: of a vector's bytes, of a constant
 
@@ -52,7 +50,7 @@ class _Coded(Around):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise PlanError(f"{self.name}: {name} is {value!r}; a whole number from 1 to {most} fits")
-        for name, fit in (("base", BASES), ("affine", SPELLED)):
+        for name, fit in (("base", BY_WEIGHT), ("affine", SPELLED)):
             if getattr(self, name) not in fit:
                 raise unknown(f"{self.name} {name}", getattr(self, name), fit)
         super().__post_init__()
@@ -166,7 +164,7 @@ class _Coded(Around):
                 out[name + BYTES] = spell(value, VECTORS)
                 continue
             laid = value.transpose(self.made.along(name), -1)
-            found = BASES[self.base](laid.flatten(0, -2), self.bits, {self.bits: 1.0}, self.group_size)
+            found = BY_WEIGHT[self.base](laid.flatten(0, -2), self.bits, {self.bits: 1.0}, self.group_size)
             rows = laid.shape[:-1]
             planes = pack(found.codes, self.bits)
             out |= {f"{name}_plane_{k}": plane.unflatten(0, rows) for k, plane in enumerate(planes)}

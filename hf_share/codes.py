@@ -30,6 +30,7 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)
 TURNS = 2
 AT_ONCE = 1 << 22  # numbers of one temporary tensor
 DAMPING = 0.01  # of the second moments, as in GPTQ
+MOST_BITS = 8  # of a code, which is kept as a byte while it is found
 HQQ_P, HQQ_BETA, HQQ_GROWTH, HQQ_TURNS = 0.7, 10.0, 1.01, 20  # its authors' settings
 
 
@@ -202,3 +203,6 @@ def _with_lines(codes: Tensor, lines: Tensor, widths: Mapping[int, float]) -> Co
 def _inverse_root(M: Tensor) -> Tensor:
     """Upper triangular U with U^T U = M^-1, M damped."""
     return torch.linalg.cholesky(torch.cholesky_inverse(root(M, DAMPING)), upper=True)
+
+
+BY_WEIGHT = {"minmax": nested_codes, "hqq": half_quadratic}  # the ways that look at the weight alone

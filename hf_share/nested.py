@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .about import About
-from .codes import Coded, compensated, groups_of, half_quadratic, nested_codes
+from .codes import BY_WEIGHT, MOST_BITS, Coded, compensated, groups_of
 from .errors import PlanError, unknown
 from .planes import SPELLED, pack, read, spell, unpack
 from .rules import Shape, rule
@@ -42,7 +42,6 @@ from .widths import Widths
 
 SLICINGS = ("own", "matquant", "copies")
 BASES = ("minmax", "gptq", "hqq")
-MOST_BITS = 8
 
 
 @rule
@@ -203,8 +202,7 @@ class Nested(Widths):
         if self.base == "gptq":
             assert M is not None, "gptq is calibrated"
             return compensated(W, M, bits, widths, self.group_size)
-        find = {"minmax": nested_codes, "hqq": half_quadratic}[self.base]
-        return find(W, bits, widths, self.group_size)
+        return BY_WEIGHT[self.base](W, bits, widths, self.group_size)
 
     def _tensors(self, coded: Coded, stem: str, bits: int, lines: Sequence[int]) -> dict[str, Tensor]:
         out = {f"{stem}_{k}": plane for k, plane in enumerate(pack(coded.codes, bits))}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .attach import TURNS, bind, check
-from .coded import BASES, codes_of
+from .coded import codes_of
+from .codes import BY_WEIGHT
 from .errors import ConfigError, Refused
 from .fit import Whole, capture, fit
 from .guards import require_whole
@@ -73,7 +74,8 @@ def quantize(
         bits=[bits], group_size=group_size, base=base, affine=affine, r_private=0, r_shared=0,
         target_modules=target_modules,
     )  # fmt: skip
-    coder = _Coder(bits=bits, group_size=group_size, base=base if base in BASES else "minmax", affine=affine)
+    ours = base if base in BY_WEIGHT else "minmax"
+    coder = _Coder(bits=bits, group_size=group_size, base=ours, affine=affine)
     made = [p for p, module in backbone(model).named_modules() if isinstance(module, SharedLinear)]
     own = [site for site in select(model, codes) if site.module not in made]
     rules = [rule for rule in _rules(model) if coder.takes(rule)]
