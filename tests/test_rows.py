@@ -60,13 +60,11 @@ def test_rows_are_told_apart_and_split(kind, streaming, tmp_path):
 NAMES = {  # format -> columns of a row, and what TRL is given
     "alpaca": (
         {"instruction": "Name it.", "input": "A fruit", "output": "Fig"},
-        "further context. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nName it.\n\n### Input:\nA fruit\n\n### Response:\n",
         "Fig",
     ),
     "no input": (
         {"instruction": "Name it.", "input": "", "output": "Fig"},
-        "task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nName it.\n\n### Response:\n",
         "Fig",
     ),
@@ -90,7 +88,7 @@ def test_instructions_of_other_names_are_prompt_and_completion(name, suffix, str
     rows = read_rows(FinetuneConfig(text=str(path), streaming=streaming, eval_windows=4))
     found = next(iter(rows.train))
     assert rows.kind == "instruction" and set(found) == {"prompt", "completion"}
-    assert found["prompt"].endswith(prompt) and found["completion"] == completion
+    assert found["prompt"] == prompt and found["completion"] == completion
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])

@@ -40,13 +40,8 @@ class Format:
         return {"prompt": _write(prompt, row), "completion": _write(self.completion, row)}
 
 
-# as in tatsu-lab/stanford_alpaca, train.py
 _ALPACA = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n",
 )
 
