@@ -5,8 +5,7 @@
 A cell is known by its name, and two models, two texts or two numbers of steps give cells of the same names.
 So a file says beside its rows what decides its numbers, `{"of": {...}, "about": {...}}`: settings as they
 are, models and texts as a hash of their files, never where they lie. A run that disagrees is refused; one
-that knows more, such as another text, adds to it. `about` is for the page
-only: what it says of the model.
+that knows more, such as another text, adds to it. `about` is for the page only: what it says of the model.
 """
 
 from __future__ import annotations

@@ -51,6 +51,13 @@ def recorded(options: argparse.Namespace, free: tuple[str, ...] = ()) -> Record:
     return Record({**of, **{Path(model).name: model_hash(model) for model in options.models}})
 
 
+def of_model(doc: str) -> argparse.ArgumentParser:
+    """The options of a benchmark of one model."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a causal language model: Hub id or folder")
+    return parser
+
+
 def median_in_turn(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
     """Each run in turn, A B A B ..., so that a machine whose speed drifts is fair to all; the median of
     each.

@@ -6,11 +6,10 @@ A recursive model of two loops, uptrained from a dense one, and then taught to s
 perplexity of both exits before and after, for strict recursion and with a LoRA for each visit.
 """
 
-import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from _common import report
+from _common import of_model, report
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_share
@@ -24,10 +23,7 @@ RANKS = {"strict": 0, "relaxed": 32}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="a causal language model: Hub id or folder")
+    parser = of_model(__doc__)
     parser.add_argument("--train", required=True, help="a text file")
     parser.add_argument("--test", required=True, help="another, of which the first part is measured on")
     parser.add_argument("--uptrain-steps", type=int, default=240)

@@ -7,11 +7,10 @@ a text: both columns, their rank correlation, the layers each would remove, and 
 text which none has seen. A picture of the first part lies beside the numbers.
 """
 
-import argparse
 import copy
 from pathlib import Path
 
-from _common import report
+from _common import of_model, report
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_share
@@ -24,10 +23,7 @@ MEASURES = ("bi", "gate")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="a causal language model: Hub id or folder")
+    parser = of_model(__doc__)
     parser.add_argument("--text", default="stdlib", help="stdlib, a text or .jsonl file, or a data set id")
     parser.add_argument("--rate", type=float, default=0.25, help="share of the layers to remove")
     parser.add_argument("--length", type=int, default=128, help="tokens in a window")

@@ -6,12 +6,11 @@ What few bits cost a model, at how many bytes: hf_share.quantize by bits, groups
 beside bitsandbytes' NF4 of the same weights. Nothing is trained.
 """
 
-import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from _common import file_bytes, report
+from _common import file_bytes, of_model, report
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import hf_share
@@ -26,10 +25,7 @@ CODES = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="a causal language model: Hub id or folder")
+    parser = of_model(__doc__)
     parser.add_argument("--train", required=True, help="a text file that gptq reads the first part of")
     parser.add_argument("--test", required=True, help="another, of which the first 60,000 bytes are scored")
     options = parser.parse_args()
