@@ -38,6 +38,7 @@ from .training import saved_bytes, train
 
 FOLDERS = {"sst2": "SST-2", "stsb": "STS-B"}
 TASKS = tuple(FOLDERS)
+TOGETHER = 8  # rows that the body takes at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +126,20 @@ class Encoder(nn.Module):
         self.head = nn.Linear(width, 2) if task == "sst2" else None
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(n, length) tokens -> (n, width)."""
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        kept = attention_mask[..., None].to(hidden.dtype)
-        return (hidden * kept).sum(1) / kept.sum(1)
+        """(n, length) tokens, padded at their ends -> (n, width).
+
+        Rows of like length go through the body together: in one piece, most of a batch would be padding.
+        """
+        lengths = attention_mask.sum(1)
+        order = lengths.argsort()
+        pieces = []
+        for rows in order.split(TOGETHER):
+            end = int(lengths[rows].max())
+            ids, mask = input_ids[rows, :end], attention_mask[rows, :end]
+            hidden = self.body(input_ids=ids, attention_mask=mask).last_hidden_state
+            kept = mask[..., None].to(hidden.dtype)
+            pieces.append((hidden * kept).sum(1) / kept.sum(1))
+        return torch.cat(pieces)[order.argsort()]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
         u = self.pooled(input_ids, attention_mask)
@@ -161,8 +172,8 @@ class Collator:
 
     def __call__(self, rows: Sequence[tuple[tuple[str, ...], float]]) -> dict[str, Tensor]:
         sentences = [texts[i] for i in range(len(rows[0][0])) for texts, _ in rows]
-        options = {"padding": True, "truncation": True, "max_length": self.length, "return_tensors": "pt"}
-        batch = self.tokenizer(sentences, return_token_type_ids=False, **options)
+        options = {"padding": True, "padding_side": "right", "truncation": True, "max_length": self.length}
+        batch = self.tokenizer(sentences, return_token_type_ids=False, return_tensors="pt", **options)
         kind = torch.int64 if self.task == "sst2" else torch.float32
         return {**batch, "labels": torch.tensor([label for _, label in rows], dtype=kind)}
 
