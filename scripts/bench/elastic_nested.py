@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 from _common import recorded, resumable
+from _prototype import MODEL, Figure, section
 
 import hf_share
 from hf_share.compare import cells
 from hf_share.compare.plots import Panel, Point, plot
 from hf_share.compare.report import table, write
-from hf_share.compare.stats import interval
+from hf_share.compare.stats import Interval, interval
 from hf_share.costs import Costs
 
 
@@ -28,6 +29,12 @@ BASES = ("minmax", "hqq", "gptq")
 SLICINGS = ("own", "copies", "matquant")
 OUTPUT = Path(__file__).resolve().parents[2] / "model_cards" / "results" / "elastic_nested.jsonl"
 BOUNDS = {2: 0.25, 3: 0.02, 4: 0.02}  # nats over separate models
+PROTOTYPE = {  # NLL at 2, 3 and 4 bits
+    "copies": (3.643, 1.847, 1.527),
+    "own": (3.826, 1.835, 1.518),
+    "matquant": (5.348, 3.217, 1.526),
+}
+LABELS = {"own": "nested", "copies": "separate", "matquant": "matquant"}
 INTRO = """`python scripts/bench/elastic_nested.py --models stories260k tinystories-7m --text valid.txt`
 
 NLL of held-out stories (windows of 128 tokens from byte 60,000 on) before any training; groups of 32
@@ -129,7 +136,7 @@ def page(results):
                 three = sum(apart["bytes_by_width"]) if apart else None
                 over = row["file_bytes"] / three if three else None
                 nats = [row[f"nll_{b}"] for b in WIDTHS]
-                label = {"own": "nested", "copies": "separate"}.get(slicing, slicing)
+                label = LABELS[slicing]
                 merge = f"{row['merge_error']:.0e}" if "merge_error" in row else None
                 same = "bit-equal" if row["two_planes_bit_equal"] else "DIFFERS"
                 rows.append([f"{name}, {base}", label, *nats, row["file_bytes"] // 1000, over, same, merge])
@@ -138,11 +145,26 @@ def page(results):
                     points.setdefault(name, {})[label] = [Point(bytes_of, interval([sum(nats) / 3]))]
     shown = table(("model, base", "codes", *columns), rows)
     text = ["# One file for several widths", INTRO, shown, *verdicts(results)]
+    text += section(list(_figures(results)), "separate")
     write(OUTPUT, "\n\n".join(text))
     if points:
         panels = {name: Panel(curves) for name, curves in points.items()}
         plot(OUTPUT.with_suffix(".png"), panels, "MB of the file of all widths", "mean NLL of 2, 3, 4 bits")
     return "\n\n".join(text)
+
+
+def _figures(results):
+    """The clip-searched codes above a code for each width, where the prototype has a number for them."""
+    apart = results.get(f"{MODEL}/minmax/copies")
+    for slicing in ("own", "matquant"):
+        row = results.get(f"{MODEL}/minmax/{slicing}")
+        if apart is None or row is None:
+            continue
+        for i, b in enumerate(WIDTHS):
+            there, here = PROTOTYPE[slicing][i], row[f"nll_{b}"]
+            above = Interval(here - apart[f"nll_{b}"], 0.0, 1)  # nothing is drawn
+            what = f"{LABELS[slicing]} at {b} bits"
+            yield Figure(what, there, [here], there - PROTOTYPE["copies"][i], above)
 
 
 def verdicts(results):

@@ -9,6 +9,8 @@ margin, and "undecided" otherwise, as it is for one seed.
 
 from pathlib import Path
 
+from _prototype import MODEL, Figure, section
+
 from hf_share.compare.plots import Panel, Point, plot
 from hf_share.compare.report import table, write
 from hf_share.compare.stats import Interval, interval, paired, verdict
@@ -23,9 +25,8 @@ FIXED = ("uniform", "LIM", "ZD", "sensitivity + knapsack")  # they draw nothing:
 SECONDS = 90
 SECONDS_SPENT = ("search_cpu_seconds", "search_seconds")
 AFTER_TABLE = 150
-MARGIN = {"stories260k": 0.03}  # below uniform 3 bits, from the prototype; elsewhere: below
-TOY_MODEL = "stories260k"
-TOY = {  # NLL at 3.0 and 2.5 bits
+MARGIN = {MODEL: 0.03}  # below uniform 3 bits, from the prototype; elsewhere: below
+PROTOTYPE = {  # NLL at 3.0 and 2.5 bits
     "uniform": (1.847, 3.643),
     "LIM": (2.817, 3.131),
     "ZD": (2.557, 2.995),
@@ -35,7 +36,6 @@ TOY = {  # NLL at 3.0 and 2.5 bits
     OURS: (1.800, 2.384),
 }
 SHARE = 0.75  # of the methods are within the plot, the others at its edge
-TOLERANCE = 0.02  # nats
 INTRO = """`python scripts/bench/elastic_search.py --models stories260k tinystories-7m --text T --jobs 2`
 
 Untrained nested codes of 2, 3 and 4 bits in groups of 32 inputs. Each search chooses on 8,192 tokens before
@@ -55,7 +55,7 @@ def page(results, output):
                 parts += [f"## {name}, {bits} bits", table(_HEAD, rows)]
                 panels[f"{name}, {bits} bits"] = _points(name, bits, results)
         parts += [f"## {name}: claims", "\n".join(_claims(name, results))]
-    parts += ["## The figures of the prototype", *_toy(results)]
+    parts += section(list(_figures(results)), "ours")
     text = "\n\n".join(part for part in parts if part)
     write(output, text)
     if panels:
@@ -134,33 +134,15 @@ def _seeds(count):
     return f"{count} seed" + ("s" if count > 1 else "")
 
 
-def _toy(results):
-    """Each method above ours: what the prototype said, and what was measured here."""
-    rows, outcomes = [], {}
+def _figures(results):
+    """Each method above ours, where the prototype has a number for it."""
     for column, bits in enumerate(BUDGETS):
-        for label, figures in TOY.items():
-            mine = _less(TOY_MODEL, label, OURS, bits, results)
-            if figures[column] is None or label == OURS or mine is None:
-                continue
-            toy = figures[column] - TOY[OURS][column]
-            outcome = "undecided" if mine.low <= toy <= mine.high else "corrected"
-            outcome = "reproduced" if abs(mine.mean - toy) <= TOLERANCE else outcome
-            outcomes.setdefault(outcome, []).append(f"{label} at {bits}")
-            values = _drawn(TOY_MODEL, label, bits, results, "nll")
-            rows.append([
-                f"{label}, {bits} bits", f"{figures[column]:.3f}", str(interval(values)), f"{toy:+.3f}",
-                f"{mine.mean:+.3f}" + ("" if mine.count < 2 else f" ± {mine.half:.3f}"), outcome,
-            ])  # fmt: skip
-    if not rows:
-        return
-    head = ("method", "NLL there", "NLL here", "above ours there", "above ours here", "figure")
-    yield (
-        f"Of a throw-away prototype on {TOY_MODEL} with other codes and other windows, one seed. One is "
-        f"reproduced if its distance to ours is the same within {TOLERANCE} nat, corrected if it is another "
-        "and the 95 % interval leaves the old one out, and undecided otherwise."
-    )
-    yield table(head, rows)
-    yield "\n".join(f"- {outcome}: {'; '.join(names)}" for outcome, names in outcomes.items())
+        for label, there in PROTOTYPE.items():
+            mine = _less(MODEL, label, OURS, bits, results)
+            if there[column] is not None and label != OURS and mine is not None:
+                above = there[column] - PROTOTYPE[OURS][column]
+                here = _drawn(MODEL, label, bits, results, "nll")
+                yield Figure(f"{label} at {bits}", there[column], here, above, mine)
 
 
 def _of(model, label, bits, results):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import recorded, resumable
+from _prototype import MODEL, Figure, section
 
 from hf_share.compare import cells
 from hf_share.compare.plots import Panel, Point, plot
@@ -44,6 +45,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ALONE = {**GROUPS, **PLAIN, "slicing": "copies"}
 APART = {b: {"preset": "ours", "structure": {**ALONE, "bits": [b]}} for b in WIDTHS}
+PROTOTYPE = {  # what -> recipe, key, and NLL of it and of ours
+    "the mean of LLM-QFA + KD, un-pooled": ("LLM-QFA + KD, un-pooled", "mean", 1.864, 1.766),
+    "LLM-QFA + KD, un-pooled at 2 bits": ("LLM-QFA + KD, un-pooled", "nll_2", 2.186, 1.968),
+    "LLM-QFA + KD, un-pooled at 3 bits": ("LLM-QFA + KD, un-pooled", "nll_3", 1.722, 1.642),
+    "LLM-QFA + KD, un-pooled at 4 bits": ("LLM-QFA + KD, un-pooled", "nll_4", 1.489, 1.473),
+    "apart at 2 bits": ("apart, 2 bits", "nll_2", 2.176, 1.968),
+    "apart at 3 bits": ("apart, 3 bits", "nll_3", 1.575, 1.642),
+    "apart at 4 bits": ("apart, 4 bits", "nll_4", 1.465, 1.473),
+}
 INTRO = """`python scripts/bench/elastic_train.py --models M [M ...] --train T --test V --jobs 2`
 
 NLL of held-out stories in nats a token, mean and 95 % interval over seeds: 300 steps of 8 x 128 tokens,
@@ -152,6 +162,7 @@ def page(results):
             for recipe in RECIPES
             if (found := _of(name, recipe, results))
         }
+    parts += section(list(_figures(results)), "ours")
     text = "\n\n".join(part for part in parts if part)
     write(OUTPUT, text)
     panels = {name: Panel(curves) for name, curves in points.items() if curves}
@@ -178,6 +189,16 @@ def _rows(model, results):
     if all(apart.values()):
         nats = [str(interval([r["nll"] for r in apart[b]])) for b in WIDTHS]
         yield ["apart", apart[4][0]["adapters"], *nats, None, None, None, None]
+
+
+def _figures(results):
+    """Each recipe above ours, where the prototype has a number for it."""
+    for what, (recipe, key, there, ours_there) in PROTOTYPE.items():
+        ours = by_seed(results, key, model=MODEL, recipe="ours")
+        field = "nll" if recipe.startswith("apart") else key
+        rival = by_seed(results, field, model=MODEL, recipe=recipe)
+        if ours.keys() & rival.keys():
+            yield Figure(what, there, list(rival.values()), there - ours_there, paired(rival, ours))
 
 
 def _verdicts(model, results):
