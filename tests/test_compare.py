@@ -429,6 +429,23 @@ def test_a_small_adapter_comparison_runs_and_reports(home, tmp_path, capsys, mon
     assert trained["LoRA r=1"] == trained["MoS e=1 p=0 r=4"] > 0
 
 
+@pytest.mark.parametrize("task", ["sst2", "stsb"])
+def test_rows_of_like_length_together_say_what_all_in_one_piece_do(home, task, monkeypatch):
+    tokenizer = tf.AutoTokenizer.from_pretrained(home / "bert")
+    collator = encoder.Collator(tokenizer, 16, task)
+    words = STORY.split()
+    sides = 2 if task == "stsb" else 1
+    rows = [((" ".join(words[: 1 + 5 * i % 11]),) * sides, float(i % 2)) for i in range(9)]
+    body = tf.AutoModel.from_pretrained(home / "bert").eval()
+    model = encoder.Encoder(body, body.config.hidden_size, task)
+    batch, found = collator(rows), []
+    for together in (100, 4):
+        monkeypatch.setattr(encoder, "TOGETHER", together)
+        found.append(model(**batch)["logits"])
+    assert batch["attention_mask"].sum(1).unique().numel() > 3
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_small_encoder_comparison_runs_and_reports(home, tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
