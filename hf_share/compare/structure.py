@@ -102,6 +102,7 @@ FEW = {"fold, gates": (0.5,), "recursive": (0.7, 0.5)}  # arms that have no size
 ALSO = ("ShortGPT", "fold", "relaxed, SVD")  # compared where strict recursion with two loops stands, too
 STRICT = 0.58
 CODE_BITS = 4
+CODED = ("dense", "SVD, by error")  # NF4 leaves factors as they are; the arm of factors that loses least
 OF_TASKS = ("tasks", "task_items")
 OF_BUILDING = ("context", "windows", "test_bytes")
 
@@ -118,7 +119,8 @@ def wanted(config: Config, results: Results) -> Iterator[Cell]:
             kept = {k: v for k, v in cell.settings.items() if k in ("arm", "ratio", "seed", *OF_BUILDING)}
             yield Cell(f"{cell.name}/speed", {**kept, **SPEED}, alone=True)
     for cell in plain:
-        yield Cell(f"{cell.name}/codes", {**cell.settings, **CODES})
+        if cell.settings["arm"] in CODED:
+            yield Cell(f"{cell.name}/codes", {**cell.settings, **CODES})
 
 
 def _cells(config: Config) -> Iterator[Cell]:

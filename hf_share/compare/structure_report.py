@@ -17,7 +17,7 @@ from .stats import interval, paired
 
 
 HEAD = ("structure", "at most", "stored", "MB", "before", "healed", "bits/byte", "MFLOPs/token", "tok/s")
-ATTENTION = ("MASA, 1 atom", "MASA, 2 atoms", "MASA, free", "whitened SVD, attention")
+ATTENTION = ("MASA, 1 atom", "MASA, free", "whitened SVD, attention")
 
 COMMAND = "compare_structure.yaml --model MODEL --train FILE --test FILE --task_folder FOLDER --jobs 2"
 LENGTHS = "{steps} steps of {batch} x {context} tokens"
@@ -101,8 +101,8 @@ NF4 = """The healed model, quantised while it loads. What a rule stores stays in
 paired difference over seeds to the dense model, healed alike, with NF4 as well."""
 NF4_HEAD = ("structure", "at most", "MB", "NLL", "MB with NF4", "NLL with NF4", "minus dense")
 
-CODES_INTRO = """The healed model with all that it stores but embeddings and norms in codes of four bits,
-factors and deltas too (`hf_share.quantize`, groups of 64, without text). *Minus dense* as above."""
+CODES_INTRO = """NF4 leaves factors as they are. Here all that the healed model stores but embeddings and
+norms is in codes of four bits (`hf_share.quantize`, groups of 64, no text). *Minus dense* as above."""
 CODES_HEAD = ("structure", "at most", "MB", "NLL", "minus dense")
 
 

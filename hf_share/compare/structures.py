@@ -190,7 +190,7 @@ ARMS: dict[str, Callable[[Case], Plans]] = {
     "SVD, by error": by_error,
 }
 OTHERS = ("dense", "LaCo")
-MASA = {"MASA, 1 atom": 1, "MASA, 2 atoms": 2, "MASA, free": None}  # the last chooses how many atoms
+MASA = {"MASA, 1 atom": 1, "MASA, free": None}  # the second chooses how many atoms
 ATTENTION = (*MASA, "whitened SVD, attention")  # ratios of these are of the attention weights
 
 
