@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .bywidth import Pooled
 from .errors import ConfigError, Refused
 from .modules import Share
 from .nested import Nested
@@ -31,7 +32,7 @@ from .ties import attached, change_plan
 
 @torch.no_grad()
 def merge_deltas(model: nn.Module) -> nn.Module:
-    """Merge every pooled delta by width into the offsets beside it, in place; the model then has codes only.
+    """Merge every pooled delta into the offsets beside it, in place; the model then has codes only.
 
     Raises:
         ConfigError: if the model has no codes with pooled deltas.
@@ -57,8 +58,13 @@ def merge_deltas(model: nn.Module) -> nn.Module:
 
 
 def _merges(step: Generate) -> bool:
-    inner: Any = step.args.get("inner")
-    return step_rule(step).active == ("bits",) and bool(inner) and inner["rule"] == "pooled"
+    return _pooled(step_rule(step)) is not None
+
+
+def _pooled(rule: Any) -> Pooled | None:
+    """The pooled delta of a rule: what it is around, or the rule itself where all widths have the same."""
+    made = getattr(rule, "made", rule)
+    return made if isinstance(made, Pooled) else None
 
 
 def _in_fp32(step: Any) -> Any:
@@ -74,8 +80,8 @@ def _check(share: Share, groups: set[str]) -> None:
     if rule.slicing == "matquant":
         raise Refused(f"site {name!r}: slicing 'matquant' has one offset for all widths")
     for binding in share.bindings[1:]:
-        made: Any = getattr(binding.rule, "made", None)
-        if binding.group in groups and made.group_size != rule.group_size:
+        made = _pooled(binding.rule)
+        if binding.group in groups and made and made.group_size != rule.group_size:
             pools = f"{made.group_size} inputs, offsets over {rule.group_size}"
             raise Refused(f"site {name!r}: deltas are pooled over {pools}")
 
@@ -89,7 +95,7 @@ def _merge(share: Share, groups: set[str]) -> None:
     for b in rule.widths if rule.kept is None else (rule.width,):
         offset = read(stored[f"offset_{b}"])
         for binding in deltas:
-            at: Any = replace(binding.rule, bits=b)  # type: ignore[type-var]
+            at: Any = replace(binding.rule, bits=b) if "bits" in binding.rule.choices() else binding.rule
             tables = {name: table.to(offset.device) for name, table in binding.constants.items()}
             whole = at.weight(at.form({**share.stored(binding), **tables}))
             offset = offset + whole[:, first.to(whole.device)].float()

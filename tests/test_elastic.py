@@ -16,10 +16,20 @@ import transformers as tf
 import zoo
 
 import hf_share
-from hf_share import ConfigError, ElasticConfig, FoldConfig, MosConfig, PlanError, Refused, ShareConfig
+from hf_share import (
+    ConfigError,
+    ElasticConfig,
+    FoldConfig,
+    MosConfig,
+    PlanError,
+    Refused,
+    ShareConfig,
+    ShareLoraConfig,
+)
 from hf_share.codes import _nearest, nested_codes
 from hf_share.costs import Costs
 from hf_share.elastic import bindings
+from hf_share.modules import linear_weight
 from hf_share.nested import Nested
 from hf_share.planes import pack, read, spell, unpack
 from hf_share.registry import remember
@@ -395,8 +405,9 @@ def test_codes_do_not_ride_in_an_adapter():
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
-def test_pooled_deltas_merge_into_offsets(arch, tmp_path):
-    model = elastic(arch, pooled=True, r_private=2, r_shared=2)
+@pytest.mark.parametrize("deltas", [{"r_private": 2, "r_shared": 2}, {"r_private": 0, "gated": False}])
+def test_pooled_deltas_merge_into_offsets(arch, deltas, tmp_path):
+    model = elastic(arch, pooled=True, **deltas)
     batch = zoo.inputs(model)
     expected = {b: zoo.logits(hf_share.choose(model, bits=b), **batch) for b in (2, 3, 4)}
     merged = hf_share.merge_deltas(copy.deepcopy(model))
@@ -409,6 +420,28 @@ def test_pooled_deltas_merge_into_offsets(arch, tmp_path):
         assert torch.equal(zoo.logits(hf_share.choose(loaded, bits=b), **batch), got)
     with pytest.raises(ConfigError, match="no pooled deltas"):
         hf_share.merge_deltas(merged)
+
+
+@pytest.mark.parametrize("shared", [None, ShareLoraConfig(r=3, share="A")])
+def test_without_gates_every_width_has_the_same_delta(shared, tmp_path):
+    model = elastic(r_private=0, r_shared=3, gated=False, shared=shared)
+    assert not [name for name, _ in model.named_parameters() if ".g_" in name]
+    codes = elastic(r_private=0, r_shared=0)
+    place = "model.layers.1.mlp.up_proj"
+    deltas = []
+    for b in (2, 3, 4):
+        for each in (model, codes):
+            hf_share.choose(each, bits=b)
+        ours, plain = (linear_weight(each.get_submodule(place)) for each in (model, codes))
+        deltas.append(ours - plain)
+    assert deltas[0].norm() > 0
+    torch.testing.assert_close(deltas[0], deltas[2], rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    batch = zoo.inputs(model)
+    assert torch.equal(zoo.logits(loaded, **batch), zoo.logits(model, **batch))
+    with pytest.raises(ConfigError, match="gated is 'no'"):
+        ElasticConfig(gated="no")
 
 
 def test_deltas_that_do_not_fit_offsets_stay(tmp_path):

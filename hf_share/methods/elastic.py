@@ -92,6 +92,7 @@ class ElasticConfig(ShareConfig):
         lambdas: what an error counts at each width of `bits` when codes are chosen.
         affine: "fp16" or "fp32", of scales and offsets.
         r_private, r_shared: ranks of the deltas for each width and for all.
+        gated: what is for all widths lies behind a gate for each; False adds it as it is.
         pooled: deltas meet sums over groups of inputs (QA-LoRA), so that they merge into the offsets exactly.
         private, shared: an adapter's config in place of `r_private`, `r_shared`.
         ranks: ranks of one more delta, of which the first k work by themselves.
@@ -132,6 +133,7 @@ class ElasticConfig(ShareConfig):
     affine: str = "fp16"
     r_private: int | None = None
     r_shared: int | None = None
+    gated: bool = True
     pooled: bool | None = None
     private: Any = None
     shared: Any = None
@@ -166,6 +168,8 @@ class ElasticConfig(ShareConfig):
             if made is not None and not isinstance(made, AdapterConfig):
                 raise ConfigError(f"{name} takes an adapter's config, such as ShareLoraConfig(...)")
             setattr(self, name, made)
+        if not isinstance(self.gated, bool):
+            raise ConfigError(f"gated is {self.gated!r:.80}; True or False fits")
         s = self.settings
         for name in ("r_private", "r_shared"):
             if isinstance(s[name], bool) or not isinstance(s[name], int) or s[name] < 0:
@@ -282,7 +286,7 @@ class ElasticConfig(ShareConfig):
         plan += SharePlan(tuple(self._codes(model, targets, weight)) if s["bits"] else ())
         for stem, around, r, config in (
             ("private", ByWidth, s["r_private"], self.private),
-            ("shared", Gated, s["r_shared"], self.shared),
+            ("shared", Gated if self.gated else None, s["r_shared"], self.shared),
         ):
             plan += SharePlan(tuple(self._deltas(model, targets, stem, around, r, config)))
         if s["ranks"]:
@@ -313,8 +317,9 @@ class ElasticConfig(ShareConfig):
         return [rule.step(sites, name) for (sites, rule), name in zip(found, names, strict=True)]
 
     def _deltas(
-        self, model: nn.Module, targets: Sequence[Site], stem: str, around: type[Rule], r: int, config: Any
-    ) -> list[Generate]:
+        self, model: nn.Module, targets: Sequence[Site], stem: str, around: type[Rule] | None, r: int,
+        config: Any,
+    ) -> list[Generate]:  # fmt: skip
         widths = tuple(sorted(self.settings["bits"]))
         if not widths:
             return []
@@ -343,7 +348,9 @@ class ElasticConfig(ShareConfig):
         return {"scale": alpha / r, "dropout": self.lora_dropout}
 
 
-def _around(around: type[Rule], step: Generate, widths: tuple[int, ...], stem: str) -> Generate:
-    rule = around(widths=widths, inner={"rule": step.rule, "args": step.args})  # type: ignore[call-arg]
+def _around(around: type[Rule] | None, step: Generate, widths: tuple[int, ...], stem: str) -> Generate:
     group = step.group if step.group.startswith(stem) else f"{stem}_{step.group}"
+    if around is None:
+        return replace(step, group=group)
+    rule = around(widths=widths, inner={"rule": step.rule, "args": step.args})  # type: ignore[call-arg]
     return Generate(rule=rule.name, sites=step.sites, group=group, args=rule.args())

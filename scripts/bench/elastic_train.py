@@ -42,6 +42,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ours, private deltas only": {
         "preset": "ours", "structure": {**GROUPS, **PLAIN},
     },
+    "ours, one delta for all widths": {
+        "preset": "ours", "structure": {**GROUPS, "r_private": 0, "r_shared": 12, "gated": False},
+    },
 }  # fmt: skip
 ALONE = {**GROUPS, **PLAIN, "slicing": "copies"}
 APART = {b: {"preset": "ours", "structure": {**ALONE, "bits": [b]}} for b in WIDTHS}
