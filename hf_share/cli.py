@@ -126,7 +126,11 @@ Base = Annotated[str | None, typer.Option(help="Hub id of the source model.")]
 Datasets = Annotated[list[str] | None, typer.Option("--dataset", help="Hub id of training data; repeat it.")]
 License = Annotated[str | None, typer.Option(help="The Hub's name of a license, such as apache-2.0.")]
 Results = Annotated[
-    Path | None, typer.Option(help="Scores as JSON: data set -> metric -> number, or what lm-eval writes.")
+    Path | None,
+    typer.Option(
+        help="Scores as JSON: what hf-share eval -o or lm-eval writes, with errors, items and limits, or "
+        "data set -> metric -> number.", show_default=False
+    ),
 ]
 
 
@@ -202,7 +206,7 @@ def _card_options(
     results: Path | None,
     notes: list[str] | None,
 ) -> dict[str, Any]:
-    from .eval.report import baseline_of, scores_of
+    from .eval.carded import baseline_of, scores_of
     from .files import read_json
 
     found = None if results is None else read_json(results)

@@ -11,13 +11,15 @@ import pytest
 import torch
 import transformers as tf
 from helpers import shared, stored
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from peft import get_peft_model
 from typer.testing import CliRunner
 from zoo import build
 
 import hf_share
 from hf_share import cli
+from hf_share.hub.model_index import results_of
+from hf_share.hub.score_table import LEGEND
 from hf_share.registry import remember
 
 
@@ -105,6 +107,101 @@ def test_results_of_lm_eval(folded):
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("acc", 0.5)]
 
 
+def test_lm_eval_says_how_much_it_measured(folded):
+    """As lm-eval 0.4.13 writes it: names and counts beside the metrics, errors that may be N/A, a group."""
+    gsm8k = {"exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": 0.01,
+             "exact_match,flexible-extract": 0.5, "exact_match_stderr,flexible-extract": "N/A"}  # fmt: skip
+    group = {"alias": "mmlu", "sample_len": 500, "acc,none": 0.5, "acc_stderr,none": 0.02}
+    count = {"original": 5000, "effective": 250}
+    found = {
+        "results": {"gsm8k": {"name": "gsm8k", "sample_len": 250, **gsm8k}, "mmlu": group},
+        "group_subtasks": {"mmlu": ["a", "b"]}, "configs": {}, "n-shot": {"gsm8k": 5},
+        "n-samples": {"gsm8k": count, "a": count, "b": count}, "config": {"limit": 250.0},
+    }  # fmt: skip
+    card = hf_share.model_card(folded, results=found)
+    rows = [line for line in card.text.splitlines() if line.startswith(("| gsm8k", "| mmlu"))]
+    assert rows == [
+        "| gsm8k | exact_match,strict-match | 0.250 ± 0.010 | 250 of 5,000 items, 5-shot |",
+        "| gsm8k | exact_match,flexible-extract | 0.5 | 250 of 5,000 items, 5-shot |",
+        "| mmlu | acc | 0.500 ± 0.020 | 500 of 10,000 items |",
+    ]
+    strict, flexible, acc = card.data.eval_results
+    read = {"items": 250, "total": 5000, "limit": 250, "num_fewshot": 5}
+    assert strict.dataset_args == flexible.dataset_args == read and acc.dataset_args["total"] == 10000
+    assert (strict.metric_args, flexible.metric_args) == ({"stderr": 0.01}, None)
+    assert "limit 250, 5-shot" in str(hf_share.model_card(folded, results={**found, "n-samples": {}}))
+
+
+FACTS = {
+    "piqa": {
+        "acc": {"value": 0.5471, "stderr": 0.0159, "items": 250, "total": 5000, "limit": 250,
+                "num_fewshot": 5, "chance": 0.5, "at_chance": False, "difference": -0.01,
+                "difference_stderr": 0.0049},
+        "acc_norm": {"value": 0.51, "items": 250, "total": 5000, "chance": 0.5, "at_chance": True},
+    },
+    "wiki": {"perplexity": {"value": 12.5, "tokens": 9000, "window": 2048, "stride": 512}, "loss": 2.5},
+}  # fmt: skip
+
+
+def test_a_score_goes_with_what_it_takes_to_trust_it(folded, tmp_path):
+    card = hf_share.model_card(folded, results=FACTS)
+    for row in (
+        "| data | metric | value | measured on |",
+        "| piqa | acc | 0.547 ± 0.016 | 250 of 5,000 items, 5-shot, chance 0.5 |",
+        "| piqa | acc_norm | 0.51 (at chance) | 250 of 5,000 items, chance 0.5 |",
+        "| wiki | perplexity | 12.5 | 9,000 tokens, windows of 2,048, stride 512 |",
+        "| wiki | loss | 2.5 |  |",
+    ):
+        assert row in card.text.splitlines()
+    assert card.text.count(LEGEND) == 1
+    card.save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert results_of(data) == FACTS
+    acc = data.eval_results[0]
+    assert acc.metric_value == 0.5471 and acc.metric_args["stderr"] == 0.0159
+    assert acc.dataset_args == {"items": 250, "total": 5000}  # what the other metric says too
+
+
+def test_a_change_on_the_same_items_has_an_error(folded):
+    acc = {**FACTS["piqa"]["acc"], "value": 0.5571}
+    base = {"piqa": {"acc": acc, "acc_norm": {"value": 0.5, "items": 9}}}
+    told = hf_share.model_card(folded, results=FACTS, baseline=base).text
+    assert "| piqa | acc | 0.557 ± 0.016 | 0.547 ± 0.016 | -0.0100 ± 0.0049 | 250 of" in told
+    assert "| piqa | acc_norm | 0.5 (9 items) | 0.51 (at chance) | +0.01 | 250 of" in told
+    assert "| wiki | loss |  | 2.5 |  |  |" in told
+
+
+def test_numbers_by_themselves_say_nothing_more(folded):
+    told = str(hf_share.model_card(folded, results={"w": {"acc": 0.5}}))
+    assert "| data | metric | value |\n" in told and "args" not in told and LEGEND not in told
+    unknown = {"value": 0.5, "stderr": None}
+    assert str(hf_share.model_card(folded, results={"w": {"acc": unknown}})) == told
+    assert "Nothing was measured." in str(hf_share.model_card(folded, results={"w": {}}))
+
+
+def test_args_of_other_cards_are_passed_over():
+    row = {"task": {"type": "x"}, "dataset": {"name": "w", "type": "w", "args": "default"}}
+    args = {"num_few_shot": 5, "stderr": "0.1", "items": 9}
+    row["metrics"] = [{"type": "acc", "value": 0.5, "args": args}, {"type": "f1", "value": 0.25, "args": "x"}]
+    data = ModelCardData(model_name="m", **{"model-index": [{"name": "m", "results": [row]}]})
+    assert results_of(data) == {"w": {"acc": {"value": 0.5, "items": 9}, "f1": 0.25}}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.54712, 0.0159, "0.547 ± 0.016"),
+        (0.54712, 0.00491, "0.5471 ± 0.0049"),
+        (1234.5, 120.0, "1234 ± 120"),
+        (0.0, 0.0, "0 ± 0"),
+        (0.54712, None, "0.54712"),
+    ],
+)
+def test_a_score_has_the_digits_of_its_error(folded, value, error, text):
+    results = {"w": {"acc": {"value": value, "stderr": error}}}
+    assert f"| w | acc | {text} |" in hf_share.model_card(folded, results=results).text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -115,6 +212,11 @@ def test_results_of_lm_eval(folded):
         ({"results": {"wikitext": 3.0}}, "must map metrics to numbers"),
         ({"results": {"wikitext": {"perplexity": "3"}}}, "not a number"),
         ({"results": [1]}, "must map each data set"),
+        ({"results": {"w": {"acc": {"stderr": 0.1}}}}, "has no `value`"),
+        ({"results": {"w": {"acc": {"value": 0.5, "sderr": 0.1}}}}, "did you mean 'stderr'"),
+        ({"results": {"w": {"acc": {"value": 0.5, "items": 2.5}}}}, "items 2.5; a whole number from 0 fits"),
+        ({"results": {"w": {"acc": {"value": 0.5, "stderr": float("nan")}}}}, "stderr nan; a number from 0"),
+        ({"baseline": {"w": {"acc": {"value": True}}}}, "not a number"),
     ],
 )
 def test_bad_arguments(folded, arguments, message):

@@ -26,8 +26,8 @@ from peft import get_peft_model
 from torch.nn import functional as F
 
 import hf_share
+from hf_share.eval.carded import baseline_of, scores_of
 from hf_share.eval.paired import paired_difference
-from hf_share.eval.report import baseline_of, scores_of
 from hf_share.hub.push import push_folder
 from hf_share.train.pretrain import train_tokenizer
 
@@ -261,6 +261,32 @@ def test_eval_and_compare_from_the_command_line(place, tmp_path, monkeypatch):
         assert word in text
     told = json.loads(run("compare", *models, "--text", "text.txt", "--json"))
     assert all(m["perplexity"]["perplexity"] > 1 and m["tokens_per_second"] > 0 for m in told["models"])
+
+
+@HARNESS
+def test_a_card_of_a_limited_evaluation_says_so(place, tmp_path, monkeypatch):
+    """Items of all there are, errors, chance, the difference on the same items, and how the text was read."""
+    monkeypatch.chdir(tmp_path)
+    models = [str(place / "dense"), str(place / "small")]
+    report = hf_share.evaluate(models, **ask(place, limit=3, text=STORY * 9, text_name="t", stride=16))
+    report.save("table")
+    assert "tiny_choice: acc of 3 of 5 items, chance 0.500" in report.markdown()
+    found = scores_of(json.loads(Path("table.json").read_text()), place / "small")
+    score, paired = report.models[1].tasks["tiny_choice"].score, report.differences(report.models[1])
+    assert found["tiny_choice"]["acc"] == {
+        "value": score.value, "stderr": score.stderr, "items": 3, "total": 5, "limit": 3, "num_fewshot": 0,
+        "chance": 0.5, "at_chance": True, "difference": paired["tiny_choice"].mean,
+        "difference_stderr": paired["tiny_choice"].stderr,
+    }  # fmt: skip
+    price = report.models[1].perplexity
+    read = {"tokens": price.tokens, "window": 64, "stride": 16}
+    assert found["t"]["perplexity"] == {"value": price.perplexity, **read}
+    assert found["t"]["bits_per_byte"] == {"value": price.bits_per_byte, **read}
+    first = baseline_of(json.loads(Path("table.json").read_text()), place / "small")
+    assert "difference" not in first["tiny_choice"]["acc"]
+    told = run("card", place / "small", "--results", "table.json")
+    assert "| 3 of 5 items, 0-shot, chance 0.5 |" in told and "(at chance)" in told
+    assert f"| {price.tokens:,} tokens, windows of 64, stride 16 |" in told
 
 
 @pytest.mark.parametrize(

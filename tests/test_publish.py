@@ -19,7 +19,8 @@ from zoo import build, logits
 import hf_share
 from hf_share.hub.load import load_model, load_tokenizer
 from hf_share.hub.push import push_folder
-from hf_share.hub.written import card_in, is_ours, is_stock
+from hf_share.hub.score_table import LEGEND
+from hf_share.hub.written import card_in, is_ours, is_stock, measured_in
 from hf_share.train.cards import CardTrainer
 from hf_share.train.pretrain import train_tokenizer
 
@@ -175,6 +176,26 @@ def test_what_a_card_told_goes_over_and_old_scores_do_not(online, tmp_path):
     assert (data.base_model, data.license) == ("me/base", "mit") and data.eval_results[0].metric_value == 3.5
 
 
+def test_a_second_push_keeps_what_was_told_of_the_scores(online, tmp_path):
+    shared(build("llama")).save_pretrained(tmp_path)
+    acc = {"value": 0.4, "stderr": 0.02, "items": 250, "total": 5000, "num_fewshot": 5, "chance": 0.25}
+    told = {**acc, "difference": -0.1, "difference_stderr": 0.01}
+    base = {"w": {"acc": {**acc, "value": 0.5}}}
+    card = hf_share.model_card(tmp_path, results={"w": {"acc": told}}, baseline=base, notes="By hand.")
+    card.save(tmp_path / "README.md")
+    push_folder(tmp_path, "me/folder", license="mit", notes="Twice.")
+    again = card_of(online, "me/folder")
+    row = "| 0.500 ± 0.020 | 0.400 ± 0.020 | -0.100 ± 0.010 | 250 of 5,000 items, 5-shot, chance 0.25 |"
+    assert row in again.text and again.text.count(LEGEND) == 1
+    assert measured_in(again)[1] == ["By hand.", "Twice."]
+    assert again.data.eval_results == card.data.eval_results
+    (tmp_path / "README.md").write_text(str(again))
+    push_folder(tmp_path, "me/folder", results={"w": {"acc": 0.75}})
+    again = card_of(online, "me/folder")
+    assert "| w | acc | 0.75 |" in again.text and LEGEND not in again.text
+    assert measured_in(again)[1] == ["By hand.", "Twice."]
+
+
 MINE = "---\nlicense: apache-2.0\nextra: é\n---\n# Mine\n\n--- a line\n"
 
 
@@ -187,11 +208,12 @@ def test_a_persons_card_is_told_the_options(online, tmp_path, where):
     if where == "hub":
         hf_share.model_card(tmp_path).save(tmp_path / "README.md")
     given = {"license": "mit", "datasets": ["a/text"], "base_model": "me/base"}
-    push_folder(tmp_path, "me/own", results={"w": {"ppl": 3.5}}, **given)
+    push_folder(tmp_path, "me/own", results={"w": {"ppl": {"value": 3.5, "window": 64}}}, **given)
     card = card_of(online, "me/own")
     assert card.text.strip() == "# Mine\n\n--- a line" and card.data.to_dict()["extra"] == "é"
     assert (card.data.license, card.data.datasets, card.data.base_model) == ("mit", ["a/text"], "me/base")
-    assert [(r.dataset_name, r.metric_value) for r in card.data.eval_results] == [("w", 3.5)]
+    scores = [(r.dataset_name, r.metric_value, r.dataset_args) for r in card.data.eval_results]
+    assert scores == [("w", 3.5, {"window": 64})]
     with pytest.warns(UserWarning, match="so notes of this push are not in it"):
         push_folder(tmp_path, "me/own", notes="It was healed.", tags=["story"])
     assert "healed" not in card_of(online, "me/own").content

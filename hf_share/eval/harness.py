@@ -55,6 +55,8 @@ class TaskResult:
 
     items: int
     scores: dict[str, Score]
+    total: int | None = None  # items that the task has, of which a limit takes the first
+    num_fewshot: int | None = None  # examples before each item
     samples: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -207,7 +209,10 @@ def _read(found: Any, task: str) -> TaskResult:
         )  # fmt: skip
     if not scores:
         raise ConfigError(f"task {task!r} has no metric that is a number")
-    return TaskResult(items=len({s["doc_id"] for s in samples}), scores=scores, samples=samples)
+    return TaskResult(
+        items=len({s["doc_id"] for s in samples}), scores=scores, samples=samples,
+        total=found["n-samples"][task]["original"], num_fewshot=found["n-shot"][task],
+    )  # fmt: skip
 
 
 def _is_mean(metric: dict[str, Any]) -> bool:

@@ -91,15 +91,14 @@ class Measured:
             }  # fmt: skip
         if self.tokens_per_second is not None:
             out["tokens_per_second"] = self.tokens_per_second
-        out["tasks"] = {
-            name: {"items": row.items, "metric": row.primary, **_scores(row)}
-            for name, row in self.tasks.items()
-        }
+        out["tasks"] = {name: _told(row) for name, row in self.tasks.items()}
         return out
 
 
-def _scores(row: TaskResult) -> dict[str, Any]:
-    return {"scores": {name: score.to_dict() for name, score in row.scores.items()}}
+def _told(row: TaskResult) -> dict[str, Any]:
+    scores = {name: score.to_dict() for name, score in row.scores.items()}
+    read = {"items": row.items, "total": row.total, "num_fewshot": row.num_fewshot}
+    return {**read, "metric": row.primary, "scores": scores}
 
 
 def evaluate(

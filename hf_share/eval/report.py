@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..describe import readable
-from ..errors import ConfigError, unknown
 from ..files import write_text
 from ..markdown import table
 from ..plots import plot_costs
@@ -109,7 +108,8 @@ class Report:
             chance = "" if row.score.chance is None else f", chance {row.score.chance:.3f}"
             guess = self.at_chance(task)
             left = f"; **at chance** ({', '.join(guess)}), left out of averages" if guess else ""
-            yield f"{task}: {row.primary} of {row.items} items{chance}{left}"
+            there = "" if row.total in (None, row.items) else f" of {row.total}"
+            yield f"{task}: {row.primary} of {row.items}{there} items{chance}{left}"
 
     def markdown(self) -> str:
         """The page."""
@@ -160,46 +160,6 @@ class Report:
             self.plot(names[2])
             written.append(names[2])
         return written
-
-
-def scores_of(results: Any, folder: str | os.PathLike) -> Any:
-    """What `hf-share eval` wrote of the model in `folder`, as task -> metric -> number; other results as they
-    are.
-    """
-    return results if not _is_report(results) else _scores_in(results, _row_of(results, folder))
-
-
-def baseline_of(results: Any, folder: str | os.PathLike) -> Any:
-    """The same of the first model of that report, to which it compares the others; None if that is the one in
-    `folder`, or there is no report.
-    """
-    if not _is_report(results):
-        return None
-    first = results["models"][0]
-    return None if first is _row_of(results, folder) else _scores_in(results, first)
-
-
-def _is_report(results: Any) -> bool:
-    return isinstance(results, dict) and {"models", "settings", "averaged"} <= results.keys()
-
-
-def _row_of(results: dict[str, Any], folder: str | os.PathLike) -> dict[str, Any]:
-    rows = {row["name"]: row for row in results["models"]}
-    name = Path(folder).resolve().name
-    if name not in rows and len(rows) > 1:
-        raise unknown("model in these results", name, rows, ConfigError)
-    return rows.get(name) or results["models"][0]
-
-
-def _scores_in(results: dict[str, Any], row: dict[str, Any]) -> dict[str, dict[str, float]]:
-    found = {
-        task: {metric: score["value"] for metric, score in of["scores"].items()}
-        for task, of in row["tasks"].items()
-    }
-    if "perplexity" in row:
-        text = results["settings"].get("text") or "text"
-        found[text] = {key: row["perplexity"][key] for key in ("perplexity", "bits_per_byte")}
-    return found
 
 
 def told(score: Score) -> str:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from numbers import Real
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
@@ -24,7 +23,10 @@ from torch import nn
 from ..errors import ConfigError, unknown
 from ..registry import FILE, known, read
 from .explain import explain
+from .model_index import eval_results
 from .outline import Outline, outline
+from .score_table import score_table
+from .scores import Scores, read_scores
 from .sizes import sizes
 from .written import sign
 
@@ -89,7 +91,9 @@ def model_card(
         relation: how it derives from the base: `adapter`, `finetune`, `quantized` or `merge`.
         datasets: Hub ids of what it was trained on.
         license: the Hub's name of a license, such as `apache-2.0`.
-        results: data set -> metric -> number, or what lm-eval writes; they become the `model-index`.
+        results: data set -> metric -> number, or what lm-eval writes; they become the `model-index`. In place
+            of a number stands a mapping where more is known: `{"value": 0.5, "stderr": 0.02, "items": 500}`,
+            with the names of `hub.scores.Scored`.
         baseline: the same of the base model; the card then says what was lost.
         notes: what a reader should know besides, one paragraph each: what text it was trained on, say.
         tags: more tags for the Hub.
@@ -103,7 +107,7 @@ def model_card(
     """
     found = model if isinstance(model, Outline) else outline(model)
     title = name or (repo.rpartition("/")[2] if repo != REPO else _title(model))
-    scores = _scores(results)
+    scores = read_scores(results)
     data = _metadata(found, title, base_model, relation, datasets, license, scores, tags)
     body = Template(_template()).substitute(
         name=title,
@@ -113,7 +117,7 @@ def model_card(
         sizes=sizes(found.plan, _subnets(model), repo) if found.library == "transformers" else "",
         loading=Template(LOADING[found.library]).substitute(loader=found.loader, repo=repo),
         without=PLAIN if _is_plain(found) else Template(WITHOUT[found.library]).substitute(repo=repo),
-        measured="\n\n".join([table or _table(scores, _scores(baseline)), *listed(notes)]),
+        measured="\n\n".join([table or score_table(scores, read_scores(baseline)), *listed(notes)]),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{sign(body)}")
 
@@ -147,7 +151,7 @@ def _metadata(
     relation: str | None,
     datasets: str | Iterable[str],
     license: str | None,
-    scores: list[tuple[str, str, float]],
+    scores: Scores,
     tags: Iterable[str],
 ) -> ModelCardData:
     base = _repo_id("base_model", base) if base else _known_base(found.base)
@@ -165,16 +169,10 @@ def _metadata(
         datasets=[_repo_id("dataset", name) for name in trained] or None,
         license=license,
         tags=list(dict.fromkeys([*_tags(found), *tags])),
-        metrics=list(dict.fromkeys(metric for _, metric, _ in scores)) or None,
+        metrics=list(dict.fromkeys(metric for metrics in scores.values() for metric in metrics)) or None,
         model_name=title,
-        eval_results=[
-            EvalResult(
-                task_type=found.task or "other", dataset_type=dataset, dataset_name=dataset,
-                metric_type=metric, metric_value=value,
-            )
-            for dataset, metric, value in scores
-        ] or None,
-    )  # fmt: skip
+        eval_results=eval_results(scores, found.task or "other") or None,
+    )
 
 
 def _tags(found: Outline) -> list[str]:
@@ -217,40 +215,3 @@ def _numbers(found: Outline) -> Iterable[tuple[str, str]]:
         yield "parameters used", f"{found.used:,}"
         yield "parameters saved", f"{saved:,} ({saved / max(found.used, 1):.1%})"
     yield "weights", f"{found.bytes / 1e6:,.2f} MB"
-
-
-def _scores(results: Mapping[str, Any] | None) -> list[tuple[str, str, float]]:
-    """(data set, metric, value) of the user's mapping or of lm-eval's, where a key is `metric,filter`."""
-    if results is None:
-        return []
-    if not isinstance(results, Mapping):
-        raise ConfigError("results must map each data set to its metrics: {'wikitext': {'perplexity': 12.3}}")
-    from_harness = "results" in results and "configs" in results
-    scores = []
-    for dataset, metrics in (results["results"] if from_harness else results).items():
-        if not isinstance(metrics, Mapping):
-            raise ConfigError(f"results of {dataset!r} must map metrics to numbers, not {metrics!r}")
-        for key, value in metrics.items():
-            if from_harness and ("_stderr" in key or not isinstance(value, Real)):
-                continue
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise ConfigError(f"results of {dataset!r}: {key!r} is {value!r}, not a number")
-            scores.append((str(dataset), key.partition(",")[0] if from_harness else str(key), float(value)))
-    return scores
-
-
-def _table(scores: list[tuple[str, str, float]], before: list[tuple[str, str, float]]) -> str:
-    if not scores:
-        return "Nothing was measured."
-    if not before:
-        rows = [f"| {dataset} | {metric} | {value:g} |" for dataset, metric, value in scores]
-        return "\n".join(["| data | metric | value |", "| --- | --- | ---: |", *rows])
-    was = {(dataset, metric): value for dataset, metric, value in before}
-    rows = [_change(dataset, metric, was.get((dataset, metric)), value) for dataset, metric, value in scores]
-    head = ["| data | metric | base model | this model | change |", "| --- | --- | ---: | ---: | ---: |"]
-    return "\n".join([*head, *rows])
-
-
-def _change(dataset: str, metric: str, was: float | None, value: float) -> str:
-    before, by = ("", "") if was is None else (f"{was:g}", f"{value - was:+g}")
-    return f"| {dataset} | {metric} | {before} | {value:g} | {by} |"

@@ -19,6 +19,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .model_index import results_of
+from .score_table import LEGEND
+
 
 CARD = "README.md"
 BLANK = "# Model Card for Model ID"  # the form that peft and transformers leave to fill in
@@ -56,7 +59,7 @@ def measured_in(card: ModelCard) -> tuple[str, list[str]]:
     """The table of scores in a card of ours, and the notes below it."""
     section = SIGNED.sub("", card.text).rpartition("\n## Measured\n")[2].strip()
     scores, *notes = section.split("\n\n")
-    return scores, notes
+    return (f"{scores}\n\n{LEGEND}", notes[1:]) if notes[:1] == [LEGEND] else (scores, notes)
 
 
 def card_in(folder: str | os.PathLike) -> ModelCard | None:
@@ -83,7 +86,7 @@ def inherited(old: ModelCard | None, given: dict[str, Any], results: bool) -> di
     datasets = [data.datasets] if isinstance(data.datasets, str) else data.datasets or []
     known: dict[str, Any] = {"license": data.license, "datasets": [d for d in datasets if _is_id(d)]}
     if results:
-        known["results"] = _results(data)
+        known["results"] = results_of(data)
         known |= _section(old, given) if is_ours(old) else {}
     if not given.get("base_model"):
         base = _one(data.base_model)
@@ -111,11 +114,3 @@ def _is_id(name: Any) -> bool:
 def _one(value: Any) -> str | None:
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     return value if _is_id(value) else None
-
-
-def _results(data: Any) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for result in data.eval_results or ():
-        if isinstance(result.metric_value, (int, float)) and not isinstance(result.metric_value, bool):
-            found.setdefault(result.dataset_name, {})[result.metric_type] = result.metric_value
-    return found
