@@ -67,7 +67,9 @@ def test_the_folder_loads_with_stock_classes(trained) -> None:
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == model.config.eos_token_id
     card = card_in(config.output)
     assert card is not None and is_ours(card) and card.data.license is None
-    assert card.data.eval_results[0].metric_value == measured.nll
+    first = card.data.eval_results[0]
+    read = {"tokens": measured.tokens, "window": config.context, "stride": config.context}
+    assert first.metric_value == measured.nll and first.dataset_args == read
     assert "on `text.py`: 12 steps" in card.text and "hidden_size: 32\n" in card.text
 
 

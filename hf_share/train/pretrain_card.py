@@ -19,6 +19,7 @@ from accelerate import PartialState
 
 from ..eval.perplexity import Perplexity
 from ..hub.card import model_card
+from ..hub.scores import plain
 from ..hub.written import card_in, is_anothers
 
 
@@ -37,7 +38,9 @@ def pretrain_card(config: PretrainConfig, source: str, model: Any, measured: Per
     scores = {"loss": measured.nll, "perplexity": measured.perplexity}
     if measured.bits_per_byte is not None:
         scores["bits_per_byte"] = measured.bits_per_byte
-    results, notes = {f"{_name(source)}, held out": scores}, _notes(config, source, model, measured, steps)
+    read = {"tokens": measured.tokens, "window": config.context, "stride": config.context}
+    results = {f"{_name(source)}, held out": {name: plain(value, read) for name, value in scores.items()}}
+    notes = _notes(config, source, model, measured, steps)
     return str(model_card(model, name=folder.name, results=results, notes=notes))
 
 
