@@ -80,18 +80,43 @@ def _cell(model, label, bits, seed, limit=None):
     return cells.Cell(f"{model}/{bits} bits/{label}/seed={seed}", settings)
 
 
+class Remembered:
+    """A measure that answers what it was asked before, in whatever cell, and adds what that took then to
+    `seconds` (clock, CPU): searches ask for many of the same candidates.
+    """
+
+    def __init__(self, measure):
+        self.measure, self.known, self.seconds = measure, {}, [0.0, 0.0]
+
+    def __call__(self, candidate, share=1.0):
+        key = (candidate, share)
+        if key in self.known:
+            value, *took = self.known[key]
+            self.seconds = [before + more for before, more in zip(self.seconds, took, strict=True)]
+            return value
+        start = _clocks()
+        value = self.measure(candidate, share)
+        self.known[key] = (value, *_since(start))
+        return value
+
+
+def _clocks():
+    return time.perf_counter(), time.process_time()
+
+
+def _since(start):
+    return [now - then for now, then in zip(_clocks(), start, strict=True)]
+
+
 def measure(s, models, text, search_tokens, report_tokens):
     from hf_share.elastic import choose
 
     place = next(m for m in models if Path(m).name == s["model"])
-    prepared = _prepared(place, text, search_tokens, report_tokens)
-    model, space, report = prepared[1], prepared[2], prepared[4]
-    start, start_cpu = time.perf_counter(), time.process_time()
-    candidate, found = _chosen(s, *prepared[:4])
-    found |= {
-        "search_seconds": round(time.perf_counter() - start, 2),
-        "search_cpu_seconds": round(time.process_time() - start_cpu, 2),
-    }
+    model, space, search, report, divergence = _prepared(place, text, search_tokens, report_tokens)
+    divergence.seconds, start = [0.0, 0.0], _clocks()
+    candidate, found = _chosen(s, model, space, search, divergence)
+    clock, cpu = (now + before for now, before in zip(_since(start), divergence.seconds, strict=True))
+    found |= {"search_seconds": round(clock, 2), "search_cpu_seconds": round(cpu, 2)}
     choose(model, **space.choices(candidate))
     found |= {"linears": len(space.decisions), "mean_bits": space.costs["bits"].of(candidate)}
     return {**found, "bytes": space.costs["bytes"].of(candidate), "nll": nll(model, report)}
@@ -99,12 +124,16 @@ def measure(s, models, text, search_tokens, report_tokens):
 
 @functools.cache
 def _prepared(place, text, search_tokens, report_tokens):
-    """The dense model, its elastic twin and its space, and the two splits, which share no text."""
+    """An elastic model and its space, the two splits, which share no text, and how far a candidate is from
+    the dense model on the first.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     import hf_share
+    from hf_share.elastic import choose
     from hf_share.search.elastic_space import elastic_space
+    from hf_share.search.objective import Divergence
     from hf_share.search.splits import require_disjoint
 
     report, before = windows(place, text, report_tokens, CONTEXT)
@@ -113,26 +142,25 @@ def _prepared(place, text, search_tokens, report_tokens):
     dense = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
     codes = hf_share.ElasticConfig(group_size=GROUP_SIZE, base="minmax", r_private=0, r_shared=0)
     model = hf_share.share(copy.deepcopy(dense), codes)
-    return dense, model, elastic_space(model), search, report
+    space = elastic_space(model)
+    divergence = Divergence(
+        model, lambda c: choose(model, **space.choices(c)), space.largest, search, teacher=dense
+    )
+    return model, space, search, report, Remembered(divergence)
 
 
-def _chosen(s, dense, model, space, search):
+def _chosen(s, model, space, search, divergence):
     """The candidate a search finds, and what it took: evaluations, and the divergence it got down to."""
     from hf_share.budget import Budget
-    from hf_share.elastic import choose
     from hf_share.search.elastic_space import importances
     from hf_share.search.evaluate import Evaluator
     from hf_share.search.methods import Task, run
-    from hf_share.search.objective import Divergence
 
     budget = Budget.of({"bits": s["limit"]})
     if s["label"] == "uniform":
         fitting = [c for c in space.uniform() if space.fits(c, budget)]
         return fitting[-1], {"evaluations": 0}
     how = RUNS.get(s["label"], RUNS[OURS])
-    divergence = Divergence(
-        model, lambda c: choose(model, **space.choices(c)), space.largest, search, teacher=dense
-    )
     evaluate = Evaluator(divergence, parts=len(search), fits=lambda c: space.fits(c, budget), progress=False)
     task = Task(
         space=space, evaluate=evaluate, budget=budget, seed=s["seed"],

@@ -43,7 +43,8 @@ byte 60,000 (KL to the dense model) and is reported on 32,768 tokens after it (N
 95 % interval over seeds; none where nothing is drawn or one seed was run). That the two share no run of 64
 tokens is checked. *Evaluations* counts each look at the search text by the share of it that was seen; random
 and evolutionary swaps (EvoPress) may spend as many as ours. *CPU* are the seconds that its one thread
-computes, *clock* what it took on a machine with much other work."""
+computes, *clock* what it took on a machine with much other work; an answer that an earlier search has made
+counts what it took then."""
 
 
 def page(results, output):
