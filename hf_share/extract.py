@@ -9,8 +9,7 @@ file of the whole model:
     model = AutoModelForCausalLM.from_pretrained(path, config=config)
 
 Tensors keep their names, so both give the same model, which has no choice of bits any more. Of the planes of
-a code, those that are needed are read. Where lanes are left out, a tensor comes from transformers whole, and
-its first part is kept; `hub/slicer.py` reads that part alone.
+a code, those that are needed are read; where lanes are left out, the first part of a tensor.
 """
 
 from __future__ import annotations
@@ -97,8 +96,8 @@ def subnet_config(
     **settings: Any,
 ) -> PretrainedConfig:  # fmt: skip
     """The config with which `from_pretrained` loads one subnet of an elastic checkpoint, and keeps no more of
-    its tensors than that needs. Planes of bits that it does not need are not read; a tensor with fewer lanes
-    is read whole first, which `hf-share slice` does not do.
+    its tensors than that needs. Planes of bits that it does not need are not read; of a tensor with fewer
+    lanes the first part is, as the file is mapped into memory. On its way to another device it goes whole.
 
     Args:
         model: path or Hub id of the elastic checkpoint.

@@ -17,6 +17,7 @@ from torch import nn
 
 import hf_share
 from hf_share import ConfigError, ElasticConfig, FoldConfig, PlanError, Refused, ShareConfig, SharePlan
+from hf_share.hub import quantizer
 from hf_share.lanes import Neurons
 from hf_share.modules import Share
 from hf_share.sites import resolve
@@ -141,6 +142,24 @@ def test_one_size_by_itself(bits, tmp_path):
         again = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
         assert type(again) is tf.LlamaForCausalLM and not hasattr(again.config, "quantization_config")
         assert torch.equal(logits(again), logits(plain))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no list of what is mapped")
+def test_of_a_tensor_that_is_cut_the_file_is_read_no_further(tmp_path, monkeypatch):
+    elastic(ffn=[0.5], order="none").save_pretrained(tmp_path)
+    cut, seen = quantizer.prefix_of, []
+
+    def seeing(value, shape):
+        with open("/proc/self/maps") as maps:
+            spans = [line.split()[0].split("-") for line in maps if "model.safetensors" in line]
+        seen.append(any(int(low, 16) <= value.data_ptr() < int(high, 16) for low, high in spans))
+        return cut(value, shape)
+
+    monkeypatch.setattr(quantizer, "prefix_of", seeing)
+    config = hf_share.subnet_config(tmp_path, ffn=0.5)
+    small = tf.AutoModelForCausalLM.from_pretrained(tmp_path, config=config, dtype=torch.bfloat16)
+    assert len(seen) == 12 and all(seen), "what is cut is the file's map, not a copy or a cast of all of it"
+    assert {value.dtype for value in small.parameters()} == {torch.bfloat16}
 
 
 def test_sizes_may_differ_from_layer_to_layer(tmp_path):

@@ -191,6 +191,8 @@ class SharedQuantizer(HfQuantizer):
         return self.inner.param_needs_quantization(model, param_name, **kwargs) if self.inner else False
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
+        if any(isinstance(op, _TakePrefix) for op in getattr(converter, "operations", ())):
+            return None  # a cast reads all of a tensor
         outer = super().get_new_dtype
         return (
             self.inner.get_new_dtype(converter, param, dtype)
@@ -255,8 +257,8 @@ class _TakeGuard(ConversionOps):
 
 
 class _TakePrefix(ConversionOps):
-    """Of a tensor of the whole model, the first part, which is what the model has room for. transformers
-    reads it whole before any converter sees it.
+    """Of a tensor of the whole model, the first part, which is what the model has room for. The tensor is a
+    map of the file, of which only what is kept is read, unless it goes to another device.
     """
 
     def convert(
@@ -264,7 +266,8 @@ class _TakePrefix(ConversionOps):
     ) -> dict:
         (value,) = input_dict.values()
         value = value[0] if isinstance(value, list) else value
-        return {full_layer_name: prefix_of(value, get_tensor(model, full_layer_name).shape)}
+        room = get_tensor(model, full_layer_name)
+        return {full_layer_name: prefix_of(value, room.shape).to(room.dtype)}
 
 
 def _prefix_converters(model: Any) -> list[WeightConverter]:
