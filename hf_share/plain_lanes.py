@@ -46,7 +46,8 @@ def _make_plain(model: nn.Module, step: Generate, plan: SharePlan) -> int:
         f"{a.stack}.{d}." for a in plan.arranges for d in set(range(len(a.order))) - set(a.running)
     )
     pairs = list(zip(step.sites, rules, strict=True))
-    most = max(rule.active_lanes for site, rule in pairs if not site.startswith(idle))
+    running = [rule.active_lanes for site, rule in pairs if not site.startswith(idle)]
+    most = max(running, default=whole)  # a group may be of layers that are all left out
     fused = any(":" in feed for feed in rules[0].feeds)
     config = None if most == whole or fused else _with_size(model, rules[0], most)
     size = whole if config is None else most

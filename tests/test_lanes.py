@@ -144,6 +144,17 @@ def test_one_size_by_itself(bits, tmp_path):
         assert torch.equal(logits(again), logits(plain))
 
 
+def test_sizes_of_layers_that_are_all_left_out():
+    plan = ElasticConfig(bits=[], ffn=[0.5], depth=[3], order="none").resolve(zoo.build("llama"))
+    (step,) = plan.generates
+    parts = [replace(step, sites=step.sites[:3]), replace(step, sites=step.sites[3:], group="last")]
+    model = hf_share.share(zoo.build("llama"), SharePlan((*plan.arranges, *parts)))
+    out = logits(hf_share.choose(model, ffn=0.5, depth=3))
+    plain = hf_share.materialize(model)
+    torch.testing.assert_close(logits(plain), out, atol=1e-6, rtol=1e-5)
+    assert (plain.config.intermediate_size, plain.config.num_hidden_layers) == (24, 3)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no list of what is mapped")
 def test_of_a_tensor_that_is_cut_the_file_is_read_no_further(tmp_path, monkeypatch):
     elastic(ffn=[0.5], order="none").save_pretrained(tmp_path)
