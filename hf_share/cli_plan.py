@@ -6,6 +6,7 @@ what training takes, for which a config.json is enough.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from .window import READ, window_of
 Model = Annotated[
     str,
     typer.Argument(
-        help="A Hub id or a folder; a config.json does for --estimate and a --method that measures nothing.",
+        help="A Hub id or a folder; a config.json does for --estimate, and a --method that measures nothing.",
         show_default=False,
     ),
 ]
@@ -38,7 +39,9 @@ PlanFile = Annotated[Path | None, typer.Option(help="A plan as JSON, instead of 
 AsEstimate = Annotated[
     bool, typer.Option("--estimate", help="Bytes of weights, gradients, optimizer, activations and file.")
 ]
-Train = Annotated[str | None, typer.Option(help="adapter, full or none; by default what the method is for.")]
+Train = Annotated[
+    str | None, typer.Option(help="adapter, rules, full or none; by default what the method is for.")
+]
 Precision = Annotated[
     str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16; else the config's.")
 ]
@@ -87,7 +90,8 @@ def plan(
 ) -> None:
     """Scan a model for what could be shared, and propose a plan for --target-bytes.
 
-    With --method or --plan, show that plan; with --estimate, the memory that training takes.
+    With --method or --plan, show that plan; with --estimate, the memory that training takes, also of what
+    --target-bytes or a method that measures would come to: what was assumed for it is told.
     """
     from .errors import ConfigError
     from .files import write_text
@@ -104,8 +108,9 @@ def plan(
     if sharing is None and not estimate:
         scan_model(model, target_bytes, output, plot, text, stack, measure, low_rank, as_json)
         return
-    scan = {"target-bytes": target_bytes, "plot": plot, "measure": measure, "stack": stack}
-    _refuse_scan({**scan, "low-rank": low_rank})
+    scan = {"plot": plot, "measure": measure, "low-rank": low_rank}
+    sized = estimate and sharing is None and target_bytes is not None
+    _refuse_scan(scan if sized else {"target-bytes": target_bytes, "stack": stack, **scan})
     config = _read_config(model)
     if not estimate:
         made = _resolved(model, config, sharing, text)
@@ -116,11 +121,14 @@ def plan(
     if output is not None:
         raise ConfigError("--output is of a plan; --estimate prints numbers, with --json for a file")
     numbers["length"] = length or window_of(config, READ)
-    rows = _estimates(config, sharing, train, numbers)
+    if target_bytes is not None:
+        rows = _of_target(config, target_bytes, stack, train, numbers)
+    else:
+        rows = _estimates(config, sharing, train, numbers)
     if as_json:
         print_json([row.to_dict() for row in rows])
     else:
-        print_table(_table(rows))
+        print_table(_table(rows), *(f"assumed: {text}" for text in rows[-1].assumed))
 
 
 def _refuse_scan(given: dict[str, Any]) -> None:
@@ -182,6 +190,16 @@ def _estimates(config: Any, sharing: Any, train: str | None, numbers: dict[str, 
     return rows
 
 
+def _of_target(config: Any, target: str, stack: str | None, train: str | None, numbers: Any) -> list[Any]:
+    """The dense model, plain LoRA, and a plan of the bytes asked for."""
+    from .propose import ASSUMED, outline
+    from .shapes import build_on_meta
+
+    plan = outline(build_on_meta(config, numbers["dtype"]), target, stack)
+    *others, found = _estimates(config, plan, train, numbers)
+    return [*others, replace(found, method=f"target {target}", assumed=(ASSUMED,))]
+
+
 def _table(rows: list[Any]) -> Table:
     from .describe import readable
 
@@ -203,7 +221,7 @@ def _table(rows: list[Any]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         sizes = (row.weights, row.gradients, row.optimizer_states, row.activations, row.total, row.file)
-        bits = f", {row.bits} bits" if row.bits else ""
+        bits = (f", {row.bits} bits" if row.bits else "") + (" (about)" if row.assumed else "")
         cells = ("unknown" if size is None else readable(size) for size in sizes)
         table.add_row(row.method + bits, row.train, f"{row.trained:,}", *cells)
     return table

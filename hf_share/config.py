@@ -19,7 +19,7 @@ from peft import PeftConfig
 from torch import nn
 
 from .about import About
-from .errors import ConfigError, UnknownKey, nearest, unknown
+from .errors import ConfigError, Refused, UnknownKey, nearest, unknown
 from .peft_type import PEFT_TYPE
 from .plan import SharePlan
 from .rules import with_choices
@@ -98,6 +98,8 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
     _calibration: ClassVar[Any] = None  # what `with_calibration` was given; never saved
     arranges: ClassVar[dict[str, About]] = {}  # pattern of an `Arrange` step -> what cards say of it
     has_targets: ClassVar[bool] = False  # True for a method that adds to the modules target_modules names
+    trains_rules: ClassVar[bool] = False  # True where what rules store learns in the shared model itself
+    _outlined: ClassVar[bool] = False  # made by `outlined`
 
     plan: Any = None
     methods: list[Any] | None = None
@@ -236,6 +238,35 @@ class ShareConfig(PeftConfig, metaclass=_ByMethod):
     def uses_calibration(self) -> bool:
         """True if `steps` measures the model where it is given text, and does something else without."""
         return self.needs_calibration or any(config.uses_calibration for config in self.methods or ())
+
+    @property
+    def assumes(self) -> tuple[str, ...] | None:
+        """What an `outlined` copy takes in place of measurements that sizes depend on, in words; None if
+        nothing can stand in for what is measured.
+        """
+        if self._given is not None:
+            return ()
+        found = [config.assumes for config in self.methods or ()]
+        if None in found or (not found and self.needs_calibration):
+            return None
+        return tuple(dict.fromkeys(text for texts in found for text in texts or ()))
+
+    def outlined(self) -> ShareConfig:
+        """A copy of this config that measures nothing: of shapes alone it makes a plan of the sizes that this
+        one's has or, where `assumes` says so, of about these sizes. It is to count by, not to share by.
+
+        Raises:
+            Refused: if nothing can stand in for what the method measures.
+        """
+        if self.assumes is None:
+            raise Refused(
+                f"method {self.name!r} measures the model, and from shapes alone its sizes are not known; "
+                "give the plan it resolves to, config.resolve(model, calibration)"
+            )
+        out = copy.copy(self)
+        out._outlined = True
+        out.methods = None if self.methods is None else [config.outlined() for config in self.methods]
+        return out
 
     def bound(self, plan: SharePlan) -> ShareConfig:
         """The config with `plan` in force, as it is saved: this object, as in peft, or a copy if it already

@@ -7,6 +7,9 @@
 Weights, gradients, optimizer states and the file are exact: each shared tensor counts once, in its own dtype.
 Activations are an estimate (`activations.py`). All of it is for one process that holds everything; DDP holds
 it in each process, FSDP2 and ZeRO divide it.
+
+A method that measures the model is stood in for by one of the same sizes that does not (`outlined`). Where
+sizes follow from what would be measured, `assumed` says what was taken, and weights and file are about right.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from .activations import activation_bytes
 from .config import ShareConfig
 from .describe import readable
 from .errors import ConfigError, Refused, unknown
+from .modules import rule_parameters
 from .plan import SharePlan
 from .rules import step_rule
 from .shapes import build_on_meta
@@ -33,7 +37,7 @@ from .ties import to_file
 from .window import context
 
 
-WAYS = ("adapter", "full", "none")
+WAYS = ("adapter", "rules", "full", "none")
 STATES = {"adamw": 2, "momentum": 1, "sgd": 0}  # tensors of a parameter's size that the optimizer keeps
 BITS = (None, 4, 8)
 BLOCK = 64  # weights of nf4 for each float32 scale
@@ -42,7 +46,8 @@ BLOCK = 64  # weights of nf4 for each float32 scale
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """Bytes by what they hold. `parameters` and `trained` are counts; `activations` is None where they cannot
-    be traced.
+    be traced. `assumed` says what was taken where the method would measure the model; of sizes that do not
+    depend on it, nothing.
     """
 
     model: str
@@ -61,6 +66,7 @@ class Estimate:
     optimizer_states: int
     activations: int | None
     file: int
+    assumed: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -69,18 +75,20 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "total": self.total}
+        return {**asdict(self), "assumed": list(self.assumed), "total": self.total}
 
     def __str__(self) -> str:
         kept = "cannot be traced" if self.activations is None else readable(self.activations)
+        about = "about " if self.assumed else ""
         return "\n".join(
             [
-                f"{self.model}, {self.method}, train {self.train}: {readable(self.total)}",
+                f"{self.model}, {self.method}, train {self.train}: {about}{readable(self.total)}",
                 f"  weights           {readable(self.weights):>10}  {self.parameters:,} parameters",
                 f"  gradients         {readable(self.gradients):>10}  {self.trained:,} trained",
                 f"  optimizer states  {readable(self.optimizer_states):>10}  {self.optimizer}",
                 f"  activations       {kept:>10}  estimate, {self.batch} x {self.length} tokens",
                 f"  file              {readable(self.file):>10}",
+                *(f"  assumed: {text}" for text in self.assumed),
             ]
         )
 
@@ -102,7 +110,8 @@ def estimate(
     Args:
         model_or_config: a transformers model, or the config of one.
         sharing: a method's config, a `SharePlan`, or any peft config; None for the model as it is.
-        train: "adapter", "full" or "none"; by default an adapter method's adapter, and else everything.
+        train: "adapter", "rules" (what the rules of a shared model store), "full" or "none"; by default an
+            adapter method's adapter, an elastic model's rules where they store anything, and else everything.
         dtype: of the weights; None for the one the config names. peft keeps adapters in float32.
         bits: 4 (nf4) or 8 (int8) for the linear weights of a frozen model, as bitsandbytes stores them.
         optimizer: "adamw", "momentum" or "sgd".
@@ -114,17 +123,22 @@ def estimate(
     Example:
         >>> print(hf_share.estimate(AutoConfig.from_pretrained(name), hf_share.MosConfig()))  # doctest: +SKIP
     """
-    train = train or ("adapter" if is_adapter(sharing) else "full")
-    _check(sharing, train, bits, optimizer, batch, length)
+    asked = train or _default(sharing)
+    _check(sharing, asked, bits, optimizer, batch, length)
+    assumed: tuple[str, ...] = ()
+    if isinstance(sharing, ShareConfig):
+        assumed, sharing = sharing.assumes or (), sharing.outlined()
     model: Any = build_on_meta(model_or_config, dtype)
     _check_length(model.config, length)
     name, kind = type(model).__name__, str(model.dtype).removeprefix("torch.")
-    model, packed = _prepared(model, sharing, train, bits)
-    trained = [p for p in model.parameters() if p.requires_grad] if train != "none" else []
+    model, packed = _prepared(model, sharing, asked, bits)
+    if asked == "rules" and not rule_parameters(model):
+        asked = _without_rules(train)
+    trained = _trained(model, asked)
     gradients = _bytes(trained)
     kept = activation_bytes(model, batch, length, checkpointing=checkpointing) if trained else 0
     return Estimate(
-        model=name, method=method_name(sharing), train=train, dtype=kind, bits=bits, optimizer=optimizer,
+        model=name, method=method_name(sharing), train=asked, dtype=kind, bits=bits, optimizer=optimizer,
         batch=batch, length=length, checkpointing=checkpointing,
         parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(p.numel() for p in trained),
@@ -132,7 +146,7 @@ def estimate(
         gradients=gradients,
         optimizer_states=STATES[optimizer] * gradients + (4 * len(trained) if optimizer == "adamw" else 0),
         activations=kept,
-        file=_file(model, train, packed),
+        file=_file(model, asked, packed), assumed=assumed,
     )  # fmt: skip
 
 
@@ -144,9 +158,9 @@ def is_adapter(sharing: Any) -> bool:
         )
     if isinstance(sharing, ShareConfig):
         inner = sharing.methods or ()
-        return sharing.has_targets or (sharing._given is not None and is_adapter(sharing._given)) or (
-            bool(inner) and any(is_adapter(c) for c in inner)
-        )  # fmt: skip
+        given = sharing._given is not None and is_adapter(sharing._given)
+        adds = sharing.has_targets and not sharing.trains_rules
+        return adds or given or any(is_adapter(config) for config in inner)
     return isinstance(sharing, PeftConfig)
 
 
@@ -158,6 +172,19 @@ def method_name(sharing: Any) -> str:
     if not isinstance(sharing, ShareConfig):
         return str(getattr(sharing.peft_type, "value", sharing.peft_type)).lower()
     return " + ".join(method_name(c) for c in sharing.methods) if sharing.methods else sharing.name
+
+
+def _trains_rules(sharing: Any) -> bool:
+    """True for what makes a shared model whose rules learn."""
+    if not isinstance(sharing, ShareConfig):
+        return False
+    return sharing.trains_rules or any(_trains_rules(config) for config in sharing.methods or ())
+
+
+def _default(sharing: Any) -> str:
+    if _trains_rules(sharing):
+        return "rules"
+    return "adapter" if is_adapter(sharing) else "full"
 
 
 def _check(sharing: Any, train: str, bits: Any, optimizer: str, batch: int, length: int) -> None:
@@ -176,18 +203,8 @@ def _check(sharing: Any, train: str, bits: Any, optimizer: str, batch: int, leng
         raise ConfigError("train='adapter' needs a method; a dense model trains in full or not at all")
     if train != "adapter" and isinstance(sharing, PeftConfig) and not isinstance(sharing, ShareConfig):
         raise ConfigError(f"a {type(sharing).__name__} is an adapter; train='adapter' fits")
-    if bits and train == "full":
-        raise Refused("quantised weights do not train in full; train='adapter' or 'none' fits")
-    require_shapes(sharing)
-
-
-def require_shapes(sharing: Any) -> None:
-    """Raise `Refused` for a method that has to measure the model."""
-    if getattr(sharing, "needs_calibration", False):
-        raise Refused(
-            "the method measures the model on text, and shapes alone hold no weights; say what to share by "
-            "hand (FoldConfig: remove, groups, group_size), or give the plan it resolved to"
-        )
+    if bits and train in ("full", "rules"):
+        raise Refused("quantised weights do not train in full or by rules; train='adapter' or 'none' fits")
 
 
 def _check_length(config: Any, length: int) -> None:
@@ -205,6 +222,22 @@ def _prepared(model: Any, sharing: Any, train: str, bits: int | None) -> tuple[A
         return get_peft_model(model, adapter), packed
     shared = model if sharing is None else share(model, sharing)
     return shared, _packed(shared, kept, bits)
+
+
+def _without_rules(train: str | None) -> str:
+    if train is None:
+        return "full"
+    raise ConfigError("train='rules' is of rules that store what learns; these store nothing, 'full' fits")
+
+
+def _trained(model: Any, train: str) -> list[nn.Parameter]:
+    if train == "none":
+        return []
+    if train == "rules":
+        model.requires_grad_(False)
+        for parameter in rule_parameters(model):
+            parameter.requires_grad_(True)
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _packed(model: nn.Module, kept: list[str], bits: int | None) -> dict[Tensor, int]:

@@ -162,6 +162,12 @@ class Share(nn.Module):
         return ", ".join(f"{b.rule.name}[{b.group}]" for b in self.bindings)
 
 
+def rule_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What the rules of `model` store that can learn."""
+    held = (module for module in model.modules() if isinstance(module, (Share, Store)))
+    return [p for module in held for p in module.parameters()]
+
+
 def bound(base: nn.Module, step: Generate) -> list[tuple[Share, Binding]]:
     """Of each site of an attached step the share and the binding that hold its rule, in the step's order."""
     found = []

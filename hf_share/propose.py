@@ -17,7 +17,7 @@ less, and take a decomposition of every weight.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -128,26 +128,12 @@ def propose(
     Example:
         >>> plan = propose(model, 0.6, texts).plan  # doctest: +SKIP
     """
-    path = only_stack(model, stack)
-    _require_dense(model)
-    sizes = _Sizes(model, path)
-    limit = parse_target(target, sizes.dense)
-    if limit >= sizes.dense:
-        raise ConfigError(f"the dense file has {readable(sizes.dense)}; {readable(limit)} asks for no less")
+    sizes, limit = _limited(model, target, stack)
+    path = sizes.path
     data = list(batches(model, calibration))
     influence = block_influence(model, data, path)
     free = [d for d in range(sizes.depth) if d not in stacks(model)[path].owners]
-    order = sorted(free, key=lambda d: (influence[d], d))
-    stored = sizes.most_layers(order, limit)
-    fits: list[tuple[int, SharePlan, int]] = []
-    for k in _counts(min(sizes.depth - stored, len(order))):
-        size = sizes.of(plan := _plan(model, path, order, k, stored))
-        if size is not None and size <= limit:
-            fits.append((k, plan, size))
-    ways = [
-        {"removed": k, "stored": stored, "visits": sizes.depth - k, "bytes": size, "plan": plan}
-        for k, plan, size in fits
-    ]
+    ways = list(_ways(sizes, sorted(free, key=lambda d: (influence[d], d)), limit))
     ways += [found for found in (_low_rank(sizes, limit, data),) if found] if low_rank else []
     distances = _distances(model, [way["plan"] for way in ways], data)
     trials = [Trial(distance=d, **way) for way, d in zip(ways, distances, strict=True)]
@@ -155,6 +141,39 @@ def propose(
     return Proposal(
         model=type(model).__name__, dense=sizes.dense, limit=limit, influence=told, trials=tuple(trials)
     )
+
+
+ASSUMED = "as many layers run as may, and the last of them take the weights of the layer before"
+
+
+def outline(model: nn.Module, target: str | float, stack: str | None = None) -> SharePlan:
+    """A plan within `target` bytes of shapes alone, to count by: `ASSUMED` where `propose` would measure.
+    What that finds is about as large, and may leave out layers.
+    """
+    sizes, limit = _limited(model, target, stack)
+    owners = stacks(model)[sizes.path].owners
+    return next(_ways(sizes, [d for d in reversed(range(sizes.depth)) if d not in owners], limit))["plan"]
+
+
+def _limited(model: nn.Module, target: str | float, stack: str | None) -> tuple[_Sizes, int]:
+    """What counts the bytes of plans, and the bytes asked for."""
+    path = only_stack(model, stack)
+    _require_dense(model)
+    sizes = _Sizes(model, path)
+    limit = parse_target(target, sizes.dense)
+    if limit >= sizes.dense:
+        raise ConfigError(f"the dense file has {readable(sizes.dense)}; {readable(limit)} asks for no less")
+    return sizes, limit
+
+
+def _ways(sizes: _Sizes, order: Sequence[int], limit: int) -> Iterator[dict[str, Any]]:
+    """The plans of as many stored layers as fit; those that are first in `order` go, or share."""
+    stored = sizes.most_layers(order, limit)
+    for k in _counts(min(sizes.depth - stored, len(order))):
+        size = sizes.of(plan := _plan(sizes.model, sizes.path, order, k, stored))
+        if size is not None and size <= limit:
+            visits = sizes.depth - k
+            yield {"removed": k, "stored": stored, "visits": visits, "bytes": size, "plan": plan}
 
 
 def _require_dense(model: Any) -> None:

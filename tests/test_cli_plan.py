@@ -7,10 +7,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import zoo
 from helpers import error_of, run
 
 import hf_share
+from hf_share.filesize import file_size
+from hf_share.propose import outline
 
 
 MOS = ("--method", "mos", "--set", "r=4", "--set", "target_modules=all-linear")
@@ -50,9 +53,31 @@ def test_the_table_has_dense_lora_and_the_method(config, monkeypatch):
     assert len(short) == 2 and short[0]["length"] == zoo.build("llama").config.max_position_embeddings
 
 
+def test_what_would_be_measured_is_estimated_and_said(config):
+    rows = json.loads(run("plan", config, "--method", "svd", "--estimate", "--length", 8, "--json"))
+    assert rows[-1]["method"] == "svd" and "same share" in rows[-1]["assumed"][0]
+    assert rows[0]["assumed"] == []
+    asked = ("plan", config, "--target-bytes", "0.6", "--estimate", "--length", 8)
+    rows = json.loads(run(*asked, "--json"))
+    assert [row["method"] for row in rows] == ["dense", "lora", "target 0.6"]
+    assert 0.4 * rows[0]["file"] < rows[-1]["file"] <= 0.6 * rows[0]["file"]
+    text = run(*asked)
+    assert "target 0.6 (about)" in text and "assumed: as many layers run as may" in text
+
+
+def test_a_target_is_estimated_as_large_as_what_is_proposed():
+    model, texts = zoo.build("llama"), [torch.randint(3, 90, (2, 16))]
+    found = hf_share.propose(model, 0.6, texts)
+    shared = hf_share.share(model, outline(model, 0.6))
+    assert found.chosen.bytes == pytest.approx(file_size(shared), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--target-bytes", "0.6", "--estimate", "--low-rank"], "--low-rank is of the scan"),
+        (["--method", "fold", "--target-bytes", "0.6", "--estimate"], "--target-bytes is of the scan"),
+        (["--target-bytes", "0.01", "--estimate"], "is out of reach"),
         (["--method", "fol"], "did you mean 'fold'"),
         (["--method", "mos", "--set", "rank=2"], "unexpected keyword argument 'rank'"),
         (["--method", "mos", "--set", "r"], "not of the form key=value"),

@@ -17,8 +17,20 @@ from safetensors import safe_open
 from torch import nn
 
 import hf_share
-from hf_share import ConfigError, FoldConfig, MasaConfig, MosConfig, Refused, ShareConfig, ShareLoraConfig
+from hf_share import (
+    ConfigError,
+    ElasticConfig,
+    FoldConfig,
+    MasaConfig,
+    MosConfig,
+    RecursiveConfig,
+    Refused,
+    ShareConfig,
+    ShareLoraConfig,
+    SvdConfig,
+)
 from hf_share.estimate import is_adapter
+from hf_share.train.elastic import choose_trained
 
 
 ALL = {"target_modules": "all-linear"}
@@ -87,6 +99,82 @@ def test_bytes_are_those_of_a_real_run(train, kind, sharing, name, dtype, tmp_pa
     assert found.method == kind and found.total == sum(
         (found.weights, found.gradients, found.optimizer_states, found.activations)
     )
+
+
+RATE = FoldConfig(removal_rate=0.25, group_size=2)
+CODES = {"preset": "hf_share", "group_size": 16, "base": "gptq"}
+# method -> its config, and how far the stand-in may lie from the real one, as a share of it: a rank of each
+# of these small weights where ranks are chosen by error
+MEASURED = {
+    "fold": (RATE, 0.0),
+    "fold, gates": (FoldConfig(removal_rate=0.5, importance="gate", gate_steps=2), 0.0),
+    "fold, scales": (FoldConfig(removal_rate=0.25, group_size=2, relax="scale"), 0.0),
+    "svd, equal": (SvdConfig(ratio=0.6, ranks="equal"), 0.0),
+    "svd": (SvdConfig(ratio=0.6), 0.05),
+    "fold + svd": (ShareConfig(methods=[FoldConfig(removal_rate=0.25), SvdConfig(ratio=0.6)]), 0.05),
+    "masa, ratio": (MasaConfig(ratio=0.6), 0.05),
+    "masa, ratio and atoms": (MasaConfig(ratio=0.6, num_atoms=1), 0.05),
+    "masa, ratio and rank": (MasaConfig(ratio=0.6, residual_rank=4), 0.1),
+    "masa, residual": (MasaConfig(num_atoms=1, residual_rank=2), 0.0),
+    "masa, kl": (MasaConfig(groups="kl", num_atoms=1), 0.0),
+    "recursive": (RecursiveConfig(lora_rank=4, lora_init="whitened"), 0.0),
+    "elastic, gptq": (ElasticConfig(**CODES), 0.0),
+    "elastic, lanes": (ElasticConfig(bits=[], ffn=[0.5], depth=[2], order="activation"), 0.0),
+    "elastic, wanda": (ElasticConfig(preset="nls", sparsity=0.5, mask="wanda"), 0.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", MEASURED)
+def test_what_measures_a_model_is_stood_in_for(kind, tmp_path):
+    sharing, bound = MEASURED[kind]
+    model = real("llama", None, "full", "float32")
+    found = hf_share.estimate(model, copy.deepcopy(sharing), dtype="float32", length=8)
+    tokens = [torch.randint(3, 90, (2, 16), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    hf_share.share(model, sharing, tokens)
+    model.save_pretrained(tmp_path)
+    elastic = isinstance(sharing, ElasticConfig)
+    assert found.train == (choose_trained(model) if elastic else "full")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    for mine, theirs in (
+        (found.file, in_files(tmp_path)),
+        (found.weights, size([*model.parameters(), *model.buffers()])),
+        (found.trained, trained),
+    ):
+        assert abs(mine - theirs) <= bound * theirs
+    assert bool(found.assumed) == (bound > 0 or "removal_rate" in str(sharing) and kind.startswith("fold")
+                                   or kind == "masa, kl")  # fmt: skip
+
+
+def test_what_was_assumed_is_told():
+    config = zoo.build("llama").config
+    found = hf_share.estimate(config, ShareConfig(methods=[RATE, ShareLoraConfig(r=2, **ALL)]), length=8)
+    assert found.train == "adapter" and found.method == "fold + share_lora"
+    assert found.assumed == ("the last layers are those that go",)
+    assert "about" in str(found) and "assumed: the last layers" in str(found)
+    assert hf_share.estimate(config, FOLD, length=8).assumed == ()
+    plan = FOLD.resolve(zoo.build("llama"))
+    assert RATE.outlined().steps(zoo.build("llama")) == plan and RATE.needs_calibration
+    with pytest.raises(ConfigError, match="needs text"):
+        RATE.steps(zoo.build("llama"))
+
+
+def test_a_method_that_nothing_stands_in_for_is_refused(monkeypatch):
+    monkeypatch.setattr(SvdConfig, "assumes", ShareConfig.assumes)
+    for sharing in (SvdConfig(), ShareConfig(methods=[FOLD, SvdConfig()])):
+        with pytest.raises(Refused, match="'(svd|share)' measures the model.*config.resolve"):
+            hf_share.estimate(zoo.build("llama").config, sharing, length=8)
+
+
+def test_rules_train_where_they_store_what_learns():
+    model = zoo.build("llama")
+    elastic = ElasticConfig(preset="matquant", group_size=16)
+    assert hf_share.estimate(model, elastic, length=8).train == "full"
+    with pytest.raises(ConfigError, match="'full' fits"):
+        hf_share.estimate(model, elastic, train="rules", length=8)
+    deltas = ElasticConfig(preset="nls")
+    found = hf_share.estimate(model, deltas, train="adapter", length=8)
+    assert found.trained == hf_share.estimate(model, deltas, length=8).trained
 
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 512, "max_position_embeddings": 512}
@@ -193,7 +281,7 @@ def test_what_a_config_is():
         ({"batch": 0}, ConfigError, "batch is 0"),
         ({"length": 4096}, ConfigError, "at most 64 tokens"),
         ({"sharing": "mos"}, ConfigError, "not a str"),
-        ({"sharing": FoldConfig(removal_rate=0.25)}, Refused, "hold no weights"),
+        ({"sharing": ElasticConfig(preset="nls"), "bits": 4}, Refused, "or by rules; train='adapter'"),
         ({"sharing": LoraConfig(**ALL), "train": "full"}, ConfigError, "is an adapter"),
     ],
 )

@@ -122,6 +122,7 @@ class ElasticConfig(ShareConfig):
 
     name: ClassVar[str] = "elastic"
     has_targets: ClassVar[bool] = True
+    trains_rules: ClassVar[bool] = True
 
     preset: str = "hf_share"
     bits: list[int] | None = None
@@ -228,6 +229,10 @@ class ElasticConfig(ShareConfig):
         return self.needs_calibration or bool(measures)
 
     @property
+    def assumes(self) -> tuple[str, ...]:
+        return ()  # what is measured orders and rounds what is stored, all of which is
+
+    @property
     def _sorts(self) -> bool:
         return any(self.settings[name] for name in ("ffn", "kv_groups", "depth"))
 
@@ -259,6 +264,8 @@ class ElasticConfig(ShareConfig):
         return SharePlan((depth_step(model, numbers, self._order(calibration), calibration),))
 
     def _order(self, calibration: Any) -> str:
+        if self._outlined:
+            return "none"
         return self.settings["order"] or ("l2" if calibration is None else "activation")
 
     def steps_after(self, model: nn.Module, before: SharePlan, calibration: Any = None) -> SharePlan:

@@ -137,6 +137,10 @@ class FoldConfig(ShareConfig):
     def needs_calibration(self) -> bool:
         return bool(self.removal_rate)  # what was measured may come out another way: a given plan is taken
 
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return ("the last layers are those that go",) if self.removal_rate and self._given is None else ()
+
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         stack = stacks(model)[only_stack(model, self.stack)]
         scores = self._scores(model, stack, calibration)
@@ -186,9 +190,10 @@ class FoldConfig(ShareConfig):
 
     def _kept(self, stack: Stack, scores: Sequence[float] | None) -> list[int]:
         gone = self.remove or ()
-        if scores is not None:
+        if self.removal_rate:
             free = [layer for layer in range(stack.depth) if layer not in stack.owners]
-            gone = sorted(free, key=lambda layer: (scores[layer], layer))[: self._count(stack)]
+            worth = range(stack.depth, 0, -1) if scores is None else scores
+            gone = sorted(free, key=lambda layer: (worth[layer], layer))[: self._count(stack)]
         for layer in gone:
             if not 0 <= layer < stack.depth:
                 raise ConfigError(
@@ -211,6 +216,8 @@ class FoldConfig(ShareConfig):
                 f"removal_rate={self.removal_rate} of {stack.depth} layers is less than one, and would "
                 f"remove none; from {math.ceil(1000 / stack.depth) / 1000:g} on, one is"
             )
+        if self._outlined:
+            return None
         if calibration is None:
             raise ConfigError(
                 f"removal_rate={self.removal_rate} ranks layers by {self.importance!r}, which needs text: "

@@ -136,6 +136,15 @@ class MasaConfig(ShareConfig):
         fits = bool(self.residual_rank) and self._start != "random"
         return self.groups == "kl" or self.ratio is not None or fits
 
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        said = []
+        if self.groups == "kl":
+            said.append("groups of layers are of one size")
+        if self.ratio is not None:
+            said.append("each projection keeps the same share of its numbers; by error it differs")
+        return tuple(said) if self._given is None else ()
+
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         types = projection_types(model, self.projections, self.stack)
         groups = self._groups(model, types, calibration)
@@ -146,7 +155,8 @@ class MasaConfig(ShareConfig):
         ]
         units = [unit for unit in units if unit]
         if self.ratio is not None:
-            return self._written(model, units, self._chosen(model, units, calibration), calibration)
+            chosen = self._evenly(units) if self._outlined else self._chosen(model, units, calibration)
+            return self._written(model, units, chosen, calibration)
         atoms = [self._atoms(len(unit)) for unit in units]
         rank = self.residual_rank or 0
         return self._written(
@@ -172,6 +182,8 @@ class MasaConfig(ShareConfig):
         if self.groups is None:
             return {path: [list(range(depths[path]))] for path in used}
         if isinstance(self.groups, str):
+            if self._outlined:
+                return {path: _even(depths[path], self.num_groups) for path in used}
             if calibration is None:
                 raise ConfigError(
                     "groups='kl' measures the model, which needs text: hf_share.share(model, config, "
@@ -229,6 +241,21 @@ class MasaConfig(ShareConfig):
         budget = int(self.ratio * sum(w.numel() for w in held.values()))
         return [(c.option.atoms, c.ranks) for c in allocate(options, budget)]
 
+    def _evenly(self, units: list[list[Site]]) -> list[tuple[int, list[int | None]]]:
+        """Atoms and ranks that spend the budget of each unit by itself, none on atoms unless asked to."""
+        assert self.ratio is not None
+        found: list[tuple[int, list[int | None]]] = []
+        for unit in units:
+            (out, width), n = unit[0].shape, len(unit)
+            S, budget = min(self.num_atoms or 0, n), int(self.ratio * n * out * width)
+            atom, rank = out * width + n, n * (out + width)
+            if self.residual_rank is not None:
+                S = min(max((budget - self.residual_rank * rank) // atom, 0), n)
+            most = min(out, width) if S else max((out * width - 1) // (out + width), 1)
+            r = (budget - S * atom) // rank if self.residual_rank is None else self.residual_rank
+            found.append((S, [min(max(r, 0 if S else 1), most)] * n))
+        return found
+
     def _options(self, weights: list[Tensor], roots: list[Tensor | None]) -> list[Option]:
         """What each number of atoms leaves of a unit's weights, whitened by `roots`."""
         (out, width), n = weights[0].shape, len(weights)
@@ -267,6 +294,12 @@ def _letters(value: Any) -> list[str]:
     if not letters or len(set(letters)) != len(letters):
         raise ConfigError(f"projections is {value!r}; letters of q k v o fit, each once")
     return [letter for letter in LETTERS if letter in letters]
+
+
+def _even(depth: int, count: int) -> list[list[int]]:
+    """Layers in order, in `count` groups of nearly one size; refused where drift could not be cut so."""
+    edges = {depth * i // count for i in range(1, count)}
+    return cut([float(layer in edges) for layer in range(1, depth)], count)
 
 
 def _spread(layers: int) -> list[int]:

@@ -71,6 +71,12 @@ class SvdConfig(ShareConfig):
     def needs_calibration(self) -> bool:
         return True  # what was measured may come out another way elsewhere: a plan that is given is taken
 
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        if self.ranks == "equal" or self._given is not None:
+            return ()
+        return ("every weight keeps the same share of its numbers; by error it differs",)
+
     def steps(self, model: nn.Module, calibration: Any = None) -> SharePlan:
         return self.by_ratio(model, calibration)(self.ratio)
 
@@ -81,7 +87,8 @@ class SvdConfig(ShareConfig):
             Refused: as `steps` does. The plan's function raises `ConfigError` below the smallest ratio.
         """
         found = select(model, self)
-        spent = _by_error(model, found, calibration) if self.ranks == "error" else partial(_equal, found)
+        measures = self.ranks == "error" and not self._outlined
+        spent = _by_error(model, found, calibration) if measures else partial(_equal, found)
         init = "whitened" if calibration is not None else "svd"
         return lambda ratio: SharePlan(tuple(_steps(model, found, spent(ratio), init)))
 

@@ -38,7 +38,7 @@ from ..eval.causal import load_causal
 from ..eval.device import on_device
 from ..eval.perplexity import Perplexity, perplexity
 from ..importance import tokenize
-from ..modules import Share, Store
+from ..modules import rule_parameters
 from ..share import share
 from ..ties import attached
 from .arguments import training_arguments
@@ -232,8 +232,7 @@ def choose_trained(model: nn.Module, train: str = "") -> str:
     Raises:
         ConfigError: if only rules shall learn, and they store nothing that does.
     """
-    held = [m for m in model.modules() if isinstance(m, (Share, Store))]
-    stored = [p for module in held for p in module.parameters()]
+    stored = rule_parameters(model)
     if train == RULES and not stored:
         raise ConfigError("the rules of this model store nothing that trains; train=full trains its weights")
     rules = bool(stored) and train != FULL
