@@ -233,30 +233,35 @@ def _bind_generate(model: nn.Module, step: Generate) -> None:
     rule = step_rule(step)
     found = step_sites({s.name: s for s in sites(model, parts=True)}, step)
     base = backbone(model)
-    device, dtype = _placement(resolve(base, found[0].module))
+    device, dtype = _placement(base, resolve(base, found[0].module))
     store = None
     if rule.shared(found):
         store = _stores(model)[step.group] = Store.of(rule, found, device=device, dtype=dtype)
     for site, own in zip(found, site_rules(step), strict=True):
         module = resolve(base, site.module)
-        device, dtype = _placement(module)
+        device, dtype = _placement(base, module)
         share, constants = _share_of(base, site, module, rule), own.constants(site, found)
         share.bind(own, site, step.group, store, constants, device=device, dtype=dtype)
         if rule.kind == "limit":
             module.register_forward_pre_hook(limit_inputs)
 
 
-def _placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+def _placement(base: nn.Module, module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the rules of a module go, and what in. What a quantised module says it computes in is not what
+    its inputs are in: those are the model's.
+    """
     tensor = next((p for p in (*module.parameters(), *module.buffers())), torch.empty(0))
     tensor = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), tensor)
-    dtype = tensor.dtype if tensor.dtype.is_floating_point else getattr(module, "compute_dtype", None)
+    if tensor.dtype.is_floating_point:
+        return tensor.device, tensor.dtype
+    dtype = module.compute_dtype if isinstance(module, SharedLinear) else getattr(base, "dtype", None)
     return tensor.device, dtype or torch.get_default_dtype()
 
 
 def _share_of(base: nn.Module, site: Site, module: nn.Module, rule: Rule) -> Share:
     share = module._modules.get("share")
     if rule.kind == "replace":
-        bias, dtype = getattr(module, "bias", None), _placement(module)[1]
+        bias, dtype = getattr(module, "bias", None), _placement(base, module)[1]
         new = SharedLinear(site.in_features, site.out_features, bias, type(module), dtype)
         new.train(module.training)
         if isinstance(share, Share):  # what it sees is limited

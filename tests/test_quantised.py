@@ -103,6 +103,17 @@ def test_tied_layers_are_quantised_and_tied(kind, inner, tmp_path):
     assert (logits(quantised) - logits(model)).abs().max() < 0.2 * logits(model).abs().max()
 
 
+def test_what_rules_store_is_in_the_type_of_the_model(tmp_path):
+    """Not in the one that bitsandbytes multiplies in."""
+    shared(build("llama"), "both").bfloat16().save_pretrained(tmp_path / "full")
+    quantised = load(tmp_path / "full", "nf4")
+    quantised.save_pretrained(tmp_path / "small")
+    again = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    for model in (quantised, again):
+        assert {p.dtype for name, p in model.named_parameters() if ".share" in name} == {torch.bfloat16}
+    assert torch.equal(logits(again), logits(quantised))
+
+
 @inner_kinds
 def test_described_are_the_numbers_and_the_bytes_of_the_file(inner, tmp_path):
     model = shared(build("llama"), "fold")
