@@ -172,8 +172,9 @@ def base(tmp_path) -> Path:
         ("instruction", ["--packing", "--completion_only", "false"]),
         ("instruction", ["--streaming", "true"]),
         ("chat", ["--packing"]),
+        ("instruction", ["--bits", "4", "--checkpointing", "true", "--bf16", "true"]),
     ],
-    ids=["instruction", "packed", "streamed", "chat"],
+    ids=["instruction", "packed", "streamed", "chat", "frugal"],
 )
 def test_trl_trains_an_adapter_and_goes_on(kind, more, base, tmp_path, capsys):
     pytest.importorskip("trl", reason="the extra hf_share[train] is not installed")

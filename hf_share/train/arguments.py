@@ -25,6 +25,8 @@ from .settings import Settings
 
 
 SCHEDULES = [kind.value for kind in SchedulerType]
+# transformers has called it both, and warns of the older name
+CHECKPOINTING = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
 SETTINGS = "settings.json"  # in the folder of checkpoints: what the run was
 
 
@@ -45,6 +47,7 @@ class TextRun(Settings):
     steps: int = 300
     batch: int = 8
     accumulation: int = 1
+    checkpointing: bool = False
     schedule: str = "linear"
     learning_rate: float = 3e-3
     warmup_steps: int = 15
@@ -123,6 +126,7 @@ class RunConfig(TextRun):
     """Numbers of a training that starts from a model."""
 
     model: str = ""
+    bf16: bool = False  # compute type; what trains is fp32
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,6 +149,9 @@ def common_arguments(config: TextRun, evaluates: bool) -> dict[str, Any]:
         "per_device_train_batch_size": config.batch,
         "per_device_eval_batch_size": config.batch,
         "gradient_accumulation_steps": config.accumulation,
+        f"{CHECKPOINTING}_checkpointing": config.checkpointing,
+        # the other kind fails for tied layers under DDP and for hooks on layers
+        f"{CHECKPOINTING}_checkpointing_kwargs": {"use_reentrant": False},
         "learning_rate": config.peak,
         "warmup_steps": config.warmup_steps,
         "seed": config.seed,
@@ -173,5 +180,10 @@ def training_arguments(config: RunConfig, evaluates: bool = False, **more: Any) 
     Args:
         evaluates: whether the trainer has a validation set.
     """
-    rest = {"lr_scheduler_type": config.schedule, "weight_decay": 0.0, "remove_unused_columns": False}
-    return TrainingArguments(**{**common_arguments(config, evaluates), **rest, **more})
+    own = {"remove_unused_columns": False, **more}
+    return TrainingArguments(**common_arguments(config, evaluates), **plain_arguments(config), **own)
+
+
+def plain_arguments(config: RunConfig) -> dict[str, Any]:
+    """Of a run that starts from a model: its schedule without decay of weights, and what it computes in."""
+    return {"lr_scheduler_type": config.schedule, "weight_decay": 0.0, "bf16": config.bf16}

@@ -184,6 +184,12 @@ class DistillTrainer(OwnCard, Trainer):
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.model_accepts_loss_kwargs = True  # we average over the tokens of the whole step ourselves
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Layers that stand in do so through the backward pass, which may run layers and hooks again."""
+        layers = nullcontext() if self.replacement is None else self.replacement.at(self.state.global_step)
+        with layers:
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -212,8 +218,9 @@ class DistillTrainer(OwnCard, Trainer):
         index = features.pop("index", None)
         if self.tail_weight or self.hidden_weight:
             features["output_hidden_states"] = True
-        with self._replaced(features):
-            outputs = model(**features)
+        if self.replacement is not None:
+            features["use_cache"] = False  # two layers would write to one place in it
+        outputs = model(**features)
         logits, states = self._taught(features, index)
         loss = distillation_loss(
             outputs.logits, logits, labels, self.kd_weight, self.temperature, count, self.divergence
@@ -225,12 +232,6 @@ class DistillTrainer(OwnCard, Trainer):
             hidden = hidden_loss(outputs.hidden_states, states, labels, count)
             loss = loss + self.hidden_weight * hidden
         return loss, outputs
-
-    def _replaced(self, features: dict[str, Any]) -> Any:
-        if self.replacement is None:
-            return nullcontext()
-        features["use_cache"] = False  # two layers would write to one place in it
-        return self.replacement.at(self.state.global_step)
 
     @torch.no_grad()
     def _taught(self, features: dict[str, Any], index: Tensor | None) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Trainer, set_seed
@@ -16,11 +17,11 @@ from transformers import AutoTokenizer, PreTrainedModel, Trainer, set_seed
 from ..attach import check
 from ..config import ShareConfig
 from ..errors import ConfigError
-from ..eval.causal import load_causal
 from ..eval.device import on_device
 from ..eval.perplexity import perplexity
 from .arguments import RunConfig, training_arguments
 from .data import prepare, split
+from .few_bits import load_frozen, require_bits
 from .output import save_output, say
 from .rows import Rows, check_format, finetune_rows, read_rows
 from .run import run
@@ -33,6 +34,7 @@ class FinetuneConfig(RunConfig):
     """Numbers of a fine-tuning run. `model` is the base."""
 
     adapter: dict = field(default_factory=lambda: {"method": "share_lora"})  # a method's config
+    bits: int = 0  # of the base's linear weights while the adapter trains, 4 or 8; 0: as they are
     output: str = "runs/finetune"
     learning_rate: float = 2e-3
 
@@ -41,11 +43,14 @@ class FinetuneConfig(RunConfig):
     packing: bool = False
     chat_template: str = ""
 
+    MAY_BE_ZERO = (*RunConfig.MAY_BE_ZERO, "bits")
+
     TASK: ClassVar[str] = "finetune"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.adapter_config()
+        require_bits(self.bits)
         check_format(self.data_format)
 
     def adapter_config(self) -> ShareConfig:
@@ -125,14 +130,16 @@ def _nothing_learns(asked: ShareConfig) -> ConfigError:
 
 HELP = """Train an adapter of any method on plain text, instructions (prompt and completion, Alpaca's
 instruction, input and output, prompt and response, question and answer) or chats (messages), and save it
-with the tokenizer. MODEL is the base. Prints what held-out text costs before and after."""
+with the tokenizer. MODEL is the base, which --bits 4 or 8 quantises while it loads. Prints what held-out
+text costs before and after."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     config = FinetuneConfig.from_command_line(HELP, arguments)
     config.need_model("the model to adapt")
     tokenizer = AutoTokenizer.from_pretrained(config.model)
-    model = load_causal(config.model, config.context)
+    compute = torch.bfloat16 if config.bf16 else None
+    model = load_frozen(config.model, config.context, config.bits, compute)
     _require_fit(config.adapter_config(), model)
     rows = read_rows(config)
     adapted = _on_text(model, tokenizer, config) if rows is None else _on_rows(model, tokenizer, rows, config)

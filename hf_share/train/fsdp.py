@@ -110,6 +110,11 @@ def blueprint(trainer: Trainer) -> nn.Module | None:
     if not trainer.accelerator.is_fsdp2:
         return None
     model: Any = trainer.model
+    if getattr(model, "is_quantized", False):
+        raise Refused(
+            "FSDP2 divides weights that are numbers, and a base of few bits holds codes; leave out bits, or "
+            "let each process hold the base whole (recipes/accelerate/ddp.yaml)"
+        )
     blank = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in model.parameters()

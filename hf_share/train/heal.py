@@ -33,6 +33,7 @@ from ..ties import attached
 from .arguments import training_arguments
 from .data import prepare, split
 from .distill import DistillTrainer, require_weights
+from .few_bits import load_frozen, require_bits
 from .output import save_output, say
 from .replace import Replacement
 from .run import fingerprint, run
@@ -53,6 +54,7 @@ class HealConfig(WholeRun):
 
     learning_rate: float = 0.0  # 0: that of `RATES`
     train: str = "adapter"  # what trains: an adapter on shared weights, or everything ("full")
+    bits: int = 0  # of the shared linear weights below an adapter, 4 or 8; 0: as they are
     r: int = 16
     share: str = "A"
     kd_weight: float = 0.5
@@ -67,7 +69,7 @@ class HealConfig(WholeRun):
     teacher_cache: str = ""
     teacher_top_k: int = 0
 
-    MAY_BE_ZERO = (*WholeRun.MAY_BE_ZERO, "learning_rate", "replace_steps", "teacher_top_k")
+    MAY_BE_ZERO = (*WholeRun.MAY_BE_ZERO, "bits", "learning_rate", "replace_steps", "teacher_top_k")
 
     TASK: ClassVar[str] = "heal"
 
@@ -75,6 +77,12 @@ class HealConfig(WholeRun):
         super().__post_init__()
         if self.train not in RATES:
             raise unknown("train", self.train, RATES, ConfigError)
+        require_bits(self.bits)
+        if self.bits and self.train != "adapter":
+            raise ConfigError(
+                f"bits={self.bits} is of weights that stay as they are, and train={self.train} trains them; "
+                "train=adapter fits"
+            )
         require_weights(
             self.kd_weight, self.temperature, self.tail_weight, self.tail_layers, self.hidden_weight
         )
@@ -105,7 +113,8 @@ def load(config: HealConfig, tokenizer: Any = None, texts: Any = ()) -> tuple[An
     Args:
         tokenizer, texts: for methods that measure the dense model.
     """
-    model = load_causal(config.model, config.context, dtype="float32")
+    compute = torch.bfloat16 if config.bf16 else torch.float32
+    model = load_frozen(config.model, config.context, config.bits, compute, dtype="float32")
     teacher = load_causal(config.teacher, config.context, dtype="float32") if config.teacher else None
     if config.structure:
         if attached(model) is not None:

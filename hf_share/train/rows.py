@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ..errors import ConfigError, ShareError, unknown
-from .arguments import common_arguments
+from .arguments import common_arguments, plain_arguments
 from .documents import LOADERS
 from .formats import CHAT, FORMATS, INSTRUCTION, listed
 from .run import run
@@ -192,14 +192,15 @@ def finetune_rows(
     _need_template(tokenizer, rows, config)
     forward = vars(model.get_base_model()).get("forward")
     held = {"validation": rows.validation, "test": rows.test}
-    trainer = package.SFTTrainer(
-        model=model,
-        args=package.SFTConfig(**sft_arguments(config, rows)),
-        train_dataset=rows.train,
-        eval_dataset={name: part for name, part in held.items() if part is not None},
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
+    with _as_given(model):
+        trainer = package.SFTTrainer(
+            model=model,
+            args=package.SFTConfig(**sft_arguments(config, rows)),
+            train_dataset=rows.train,
+            eval_dataset={name: part for name, part in held.items() if part is not None},
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
     prepared = trainer.eval_dataset
     trainer.eval_dataset = prepared.get("validation")
     test = DataLoader(prepared["test"], config.batch, collate_fn=trainer.data_collator)
@@ -209,8 +210,22 @@ def finetune_rows(
     return trained, before, learnt_loss(trained, test)
 
 
-def _give_back(base: nn.Module, forward: Any) -> None:
-    """The base's own `forward`, in place of the one that TRL put there, which holds on to what it trained."""
+@contextmanager
+def _as_given(model: nn.Module) -> Iterator[None]:
+    """What trains keeps its numbers: over a base of few bits TRL rounds it to bfloat16, which a small step
+    does not change.
+    """
+    given = [(p, p.data) for p in model.parameters() if p.requires_grad]
+    yield
+    for parameter, data in given:
+        parameter.data = data.to(parameter.device)
+
+
+def _give_back(base: Any, forward: Any) -> None:
+    """The base's own `forward`, in place of the one that TRL put there, which holds on to what it trained,
+    and inputs without the gradients that TRL wants for checkpointing.
+    """
+    base.disable_input_require_grads()
     vars(base).pop("forward", None)
     if forward is not None:
         vars(base)["forward"] = forward
@@ -240,10 +255,7 @@ def sft_arguments(config: Any, rows: Rows) -> dict[str, Any]:
     only = config.completion_only
     return {
         **common_arguments(config, evaluates=rows.validation is not None),
-        "lr_scheduler_type": config.schedule,
-        "weight_decay": 0.0,
-        "bf16": False,
-        "gradient_checkpointing": False,
+        **plain_arguments(config),
         "max_length": config.context,
         "packing": config.packing,
         "packing_strategy": "wrapped",  # the others need kernels that keep packed rows apart

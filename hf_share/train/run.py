@@ -21,7 +21,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from ..errors import ConfigError
 from ..files import write_text
 from ..registry import forget
-from .arguments import SETTINGS, TextRun
+from .arguments import CHECKPOINTING, SETTINGS, TextRun
 from .checkpoints import (
     Checkpoints,
     Restore,
@@ -38,8 +38,10 @@ from .stream import KeepPlace, StreamedWindows, read_place
 from .teacher_cache import weights_name
 
 
-# they change how long a run is and what it shows, not what a step of it computes
-FREE = {"dtype", "eval_steps", "minutes", "output", "report_to", "resume", "save_steps", "steps"}
+# they change how long a run is, what it holds and what it shows, not what a step of it computes
+FREE = {
+    "checkpointing", "dtype", "eval_steps", "minutes", "output", "report_to", "resume", "save_steps", "steps"
+}  # fmt: skip
 
 
 class StopAfter(TrainerCallback):
@@ -85,9 +87,21 @@ def run(trainer: Trainer, config: TextRun, data: Any = None) -> Any:
     trainer._loss_shifts_labels = True  # what Trainer counts is what the loss is of, for GPT-2 as for Llama
     twin = blueprint(trainer)
     _run(trainer, config, data)
-    trained = whole(trainer, twin)
+    trained = _unwrapped(whole(trainer, twin))
+    if trainer.args.gradient_checkpointing:
+        getattr(trained, f"{CHECKPOINTING}_checkpointing_disable")()
     if not hasattr(trained, "peft_config"):  # its base is as it was
         forget(trained)
+    return trained
+
+
+def _unwrapped(trained: Any) -> Any:
+    """The model with its own `forward`, in which accelerate leaves its autocast."""
+    forward = vars(trained).pop("_original_forward", None)
+    if forward is not None:
+        vars(trained).pop("forward")
+        if getattr(forward, "__func__", None) is not type(trained).forward:
+            trained.forward = forward
     return trained
 
 

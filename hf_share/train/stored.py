@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The hf_share authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training computes and keeps checkpoints in float32; the result is stored in the type its model came in.
+"""What trains and its checkpoints are in float32; the result is stored in the type its model came in.
 
 A step of training is often smaller than what bfloat16 can tell from nothing, so weights need float32 while
 they learn. The result does not, and would be twice the file of a bfloat16 model.
