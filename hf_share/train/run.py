@@ -186,7 +186,7 @@ def _found(trainer: Trainer, config: TextRun, folder: Path, settings: dict[str, 
     trainer.accelerator.wait_for_everyone()
     found = last_complete(folder) if config.save_steps else None
     if found is not None and file.exists():
-        _agree(json.loads(file.read_text(encoding="utf-8")), settings, folder)
+        _agree({**_at_default(config), **json.loads(file.read_text(encoding="utf-8"))}, settings, folder)
     return found
 
 
@@ -198,6 +198,12 @@ def _agree(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
             f"{folder} holds checkpoints of another run: {told}. Give the old settings to go on, another "
             "--output, or --resume false to drop them and begin anew"
         )
+
+
+def _at_default(config: TextRun) -> dict[str, Any]:
+    """What a run had of settings that came after it."""
+    fields = dataclasses.fields(config)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
 def _settings(config: TextRun, data: Any) -> dict[str, Any]:
