@@ -23,6 +23,7 @@ UNITS = {
 # in any case, since nobody means gigabits of a file, and without their B
 BYTES = {u: size for unit, size in UNITS.items() for u in (unit.lower(), unit.lower().removesuffix("b"))}
 _NUMBER = r"[\d.]+(?:[eE][+-]?\d+)?"
+COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 FORM = "such as bits=3.0, bytes=1.2GB or latency_ms=12"
 
 
@@ -72,7 +73,10 @@ class Budget:
 
 
 def label(cost: str, value: float) -> str:
-    """A short name of an amount: `3.0-bits`, `63.42-kB`, `12.5-ms`."""
+    """A short name of an amount: `3.0-bits`, `63.42-kB`, `12.5-ms`, `1.5M-params`."""
+    if cost == "params":
+        size, letter = next(((n, c) for n, c in COUNTS if value >= n), (1.0, ""))
+        return f"{_short(value / size)}{letter}-params"
     if cost != "bytes":
         return f"{_short(value)}-{cost.removeprefix('latency_')}"
     small_enough = [u for u in ("B", "kB", "MB", "GB", "TB") if UNITS[u] <= max(value, 1.0)]

@@ -15,7 +15,7 @@ from .cli_common import AsJson, Dtype, load, numbers_table, print_json, print_ta
 
 
 Model = Annotated[
-    str, typer.Argument(help="A Hub id or a folder with an elastic model.", show_default=False)
+    str, typer.Argument(help="A Hub id or a folder with an elastic model or adapter.", show_default=False)
 ]
 Budgets = Annotated[
     list[str],
@@ -81,8 +81,9 @@ def search(
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Search the best subnet for a budget: the bits of every weight or, in a model without them, ffn and
-    kv_groups of every sub-layer. A search that was stopped goes on where it was.
+    """Search the best subnet for a budget: the bits of every weight; in a model without them, ffn and
+    kv_groups of every sub-layer, or else the rank of every delta. A search that was stopped goes on where it
+    was.
     """
     from .budget import Budget
     from .errors import ConfigError

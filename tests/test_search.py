@@ -103,6 +103,7 @@ def test_bad_budgets_say_what_fits(given, message):
 def test_names_of_budgets():
     assert Budget.of("bits=3").name == "3.0-bits"
     assert Budget.of({"bytes": 63421, "latency_ms": 12}).name == "63.42-kB_12.0-ms"
+    assert label("params", 14_850) == "14.85k-params" and label("params", 12) == "12.0-params"
     assert label("bytes", 999) == "999.0-B" and label("bytes", 1.2e9) == "1.2-GB"
 
 

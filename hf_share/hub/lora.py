@@ -58,7 +58,9 @@ def to_lora(
         )
     factors: dict[str, list[Scaled]] = {}
     transposed = []
-    for name, base, bindings, formed in _adapter(model, adapter_name) if adapted else _deltas(model):
+    if not adapted:
+        _require_deltas(model)
+    for name, base, bindings, formed in added(model, adapter_name):
         factors[name] = [_factors(name, binding, formed(binding)) for binding in bindings]
         transposed.append(type(base).__name__ == "Conv1D")
     if not factors:
@@ -69,8 +71,8 @@ def to_lora(
     for name, found in factors.items():
         A = torch.cat([A for A, _, _ in found])
         B = torch.cat([B if s == scale else B * s for _, B, s in found], dim=1)
-        state[f"base_model.model.{name}.lora_A.weight"] = A.detach().cpu().contiguous()
-        state[f"base_model.model.{name}.lora_B.weight"] = B.detach().cpu().contiguous()
+        for key, factor in zip(keys(name), (A, B), strict=True):
+            state[key] = factor.detach().cpu().contiguous()
     ranks = {name: sum(len(A) for A, _, _ in found) for name, found in factors.items()}
     config = _config(ranks, scale, all(transposed), _told(model.peft_config[adapter_name]) if adapted else {})
     if path is not None:
@@ -83,6 +85,16 @@ Found = tuple[str, nn.Module, list[Binding], Callable[[Binding], Mapping[str, Te
 Scaled = tuple[Tensor, Tensor, float]  # A (r, in), B (out, r) and s, of the delta s B A of a whole module
 
 
+def keys(name: str) -> tuple[str, str]:
+    """What A and B of the module `name` are called in a LoRA's file."""
+    return f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"
+
+
+def added(model: Any, adapter_name: str = "default") -> Iterator[Found]:
+    """What an adapter of a peft model has at each module, or else what rules of the model itself have."""
+    return _adapter(model, adapter_name) if hasattr(model, "peft_config") else _shared(model)
+
+
 def _adapter(model: Any, adapter: str) -> Iterator[Found]:
     if adapter not in model.peft_config:
         raise unknown("adapter", adapter, model.peft_config, ConfigError)
@@ -92,8 +104,8 @@ def _adapter(model: Any, adapter: str) -> Iterator[Found]:
             yield name, layer.get_base_layer(), layer.bindings[adapter], formed
 
 
-def _deltas(model: nn.Module) -> Iterator[Found]:
-    """What rules add to the weights of a model that is as it was but for that."""
+def _require_deltas(model: nn.Module) -> None:
+    """Raise unless rules add to the weights of `model` and do nothing else."""
     record = attached(model)
     if record is None:
         raise ConfigError("to_lora takes a peft model, or a model that hf_share.share added deltas to")
@@ -104,6 +116,9 @@ def _deltas(model: nn.Module) -> Iterator[Found]:
                 "a LoRA is deltas on a base that stays as it was, and this is a whole model, whose plan "
                 f"makes or changes weights ({what}); hf_share.materialize, or --format dense, makes it plain"
             )
+
+
+def _shared(model: nn.Module) -> Iterator[Found]:
     for name, module in model.named_modules():
         share = module._modules.get("share")
         if isinstance(share, Share):

@@ -39,9 +39,10 @@ from .evaluate import Evaluator
 from .latency import Latencies, latency_cost, measure_latency
 from .methods import DEFAULT, Task, run
 from .objective import Divergence, fingerprint, text_hash
+from .rank_space import has_ranks, rank_space
 from .space import Candidate, Space
 from .splits import require_disjoint, windows_of
-from .structure_space import structure_space
+from .structure_space import has_sizes, structure_space
 
 
 EVALUATIONS = "evaluations.jsonl"
@@ -90,8 +91,9 @@ def search(
     """The best subnet found within a budget, and a front around it. The model is left as it was; set the
     subnet with `choose(model, name=found.best["name"])`.
 
-    Searched are the bits of every weight or, in a model without that choice, the `ffn` and `kv_groups` of
-    every sub-layer. Other choices, such as depth and rank, stay as they are chosen (`Found.kept`).
+    Searched are the bits of every weight; in a model without that choice, the `ffn` and `kv_groups` of every
+    sub-layer; in one without these, the `rank` of every low-rank delta, at the cost of the LoRA that
+    `to_lora` makes of it. Other choices, such as depth, stay as they are chosen (`Found.kept`).
 
     Args:
         budget: `"bits=3.0"`, `"bytes=1.2GB"`, `"latency_ms=12"`, several joined by commas, or a dict of them.
@@ -197,9 +199,8 @@ def _space(
     """The model's space, with a cost `latency_ms` if the budget has one. What is measured is kept, since a
     second measurement would differ and lead a search that goes on elsewhere.
     """
-    codes = any("bits" in binding.rule.choices() for binding in bindings(model))
-    space = elastic_space(model) if codes else structure_space(model)
-    if "latency_ms" in dict(budget.limits) and not codes:
+    space = _choices(model)
+    if "latency_ms" in dict(budget.limits) and not _kinds(space) & {"bits", "rank"}:
         raise ConfigError("lanes that are left out still run here, so a smaller size takes no less time")
     smaller = _smaller(model, space)
     if "latency_ms" not in dict(budget.limits):
@@ -216,6 +217,22 @@ def _space(
     space = Space(decisions=space.decisions, costs=costs)
     space.check(budget, smaller)
     return space
+
+
+def _choices(model: nn.Module) -> Space:
+    """The space of the bits of `model`, or of the sizes of its sub-layers, or of its ranks."""
+    if any("bits" in binding.rule.choices() for binding in bindings(model)):
+        return elastic_space(model)
+    if has_sizes(model):
+        return structure_space(model)
+    if has_ranks(model):
+        return rank_space(model)
+    has = ", ".join(choices(model))
+    others = f"; hf_share.choose sets {has}, which this model has" if has else ""
+    raise ConfigError(
+        "a search is for bits, ffn, kv_groups or rank, and this model has none of these choices; "
+        f"hf_share.ElasticConfig(bits=...), (ffn=...) or (ranks=...) makes one{others}"
+    )
 
 
 def _kinds(space: Space) -> set[str]:

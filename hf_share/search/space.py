@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ..budget import Budget
@@ -77,6 +77,16 @@ class Cost:
     @property
     def largest(self) -> float:
         return self.of(tuple(o.index(max(o)) for o in self.options))
+
+
+def file_cost(options: tuple[tuple[int, ...], ...], exact: Callable[[Candidate], float]) -> Cost:
+    """The bytes of a file, whose tensors take what `options` say, smallest first, and the rest is header: its
+    numbers have as many digits as in a smaller file, or more.
+    """
+    ends = [tuple(end * (len(sizes) - 1) for sizes in options) for end in (0, 1)]
+    sums = [sum(sizes[i] for sizes, i in zip(options, end, strict=True)) for end in ends]
+    low, high = (exact(end) - data for end, data in zip(ends, sums, strict=True))
+    return Cost(options=options, fixed=low, exact=lru_cache(maxsize=4096)(exact), slack=high - low + 8)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
 from ..cut import Cuts, cut_at
 from ..cut_sizes import shapes_after
-from ..elastic import bindings, choices
+from ..elastic import bindings
 from ..errors import ConfigError
 from ..filesize import Shaped, data_bytes, file_bytes, tensors_of
 from ..lanes import Lanes
 from ..sites import sites
 from ..ties import attached
 from ..visits import first_visit
-from .space import Candidate, Cost, Decision, Space
+from .space import Candidate, Cost, Decision, Space, file_cost
 
 
 Shapes = dict[str, Shaped]
@@ -35,17 +34,9 @@ def structure_space(model: nn.Module) -> Space:
     """The space of the sizes of an elastic model's sub-layers, with the costs `params` and `bytes`.
 
     Raises:
-        ConfigError: if the model has no such choice (depth and rank are none: their sizes have no file of
-            their own), or a size cannot be cut off, so that it would cost as much as the whole.
+        ConfigError: if a size cannot be cut off, so that it would cost as much as the whole.
     """
     groups = _groups(model)
-    if not groups:
-        has = ", ".join(choices(model))
-        others = f"; hf_share.choose sets {has}, which this model has" if has else ""
-        raise ConfigError(
-            "a search is for bits, ffn or kv_groups, and this model has none of these choices; "
-            f"hf_share.ElasticConfig(bits=...) or (ffn=...) makes one{others}"
-        )
     index, tensors = {s.name: s for s in sites(model, parts=True)}, tensors_of(model)
     decisions = tuple(
         Decision(
@@ -60,6 +51,10 @@ def structure_space(model: nn.Module) -> Space:
     ]
     costs = {"params": _params(tensors, changed), "bytes": _bytes(tensors, changed)}
     return Space(decisions=decisions, costs=costs)
+
+
+def has_sizes(model: nn.Module) -> bool:
+    return bool(_groups(model))
 
 
 def _groups(model: nn.Module) -> list[tuple[tuple[str, ...], Any]]:
@@ -104,18 +99,10 @@ def _bytes(tensors: Shapes, changed: list[list[Shapes]]) -> Cost:
     def data(shapes: Shapes) -> int:
         return sum(map(data_bytes, shapes.values()))
 
-    @lru_cache(maxsize=4096)
     def exact(candidate: Candidate) -> float:
         shapes = dict(tensors)
         for options, i in zip(changed, candidate, strict=True):
             shapes |= options[i]
         return file_bytes(shapes)
 
-    # numbers of a header have as many digits as in a smaller file, or more
-    ends = [tuple(end * (len(options) - 1) for options in changed) for end in (0, 1)]
-    sums = [sum(data(options[i]) for options, i in zip(changed, end, strict=True)) for end in ends]
-    headers = [exact(end) - own for end, own in zip(ends, sums, strict=True)]
-    return Cost(
-        options=tuple(tuple(map(data, options)) for options in changed), fixed=headers[0], exact=exact,
-        slack=headers[1] - headers[0] + 8,
-    )  # fmt: skip
+    return file_cost(tuple(tuple(map(data, options)) for options in changed), exact)

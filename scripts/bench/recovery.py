@@ -27,7 +27,7 @@ DENSE, MORE, SMALL, HEALED, SHORT, SHORT_HEALED = (
 
 def hf_share(*words):
     print("hf-share", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "hf_share", *map(str, words)], check=True)
+    subprocess.run([Path(sys.executable).with_name("hf-share"), *map(str, words)], check=True)
 
 
 def last_layers(model, most):
