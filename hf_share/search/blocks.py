@@ -17,7 +17,13 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..errors import ConfigError
+from ..sites import Site
 from .space import Candidate, Space
+
+
+def block_of(site: Site) -> str:
+    """The layer of a site; a site outside of all stacks is a block by itself."""
+    return site.name if site.stack is None else f"{site.stack}.{site.depth}"
 
 
 def lim(influence: Iterable[float]) -> list[float]:

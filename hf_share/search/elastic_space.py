@@ -20,7 +20,7 @@ from ..filesize import HEADER, data_bytes, entry, in_order, written
 from ..importance import block_influence
 from ..modules import linear_weight
 from ..sites import Site, backbone, resolve
-from .blocks import lim, zd
+from .blocks import block_of, lim, zd
 from .space import Candidate, Cost, Decision, Space
 
 
@@ -35,7 +35,7 @@ def elastic_space(model: nn.Module) -> Space:
     decisions = tuple(
         Decision(
             kind="bits", name=unit.name, options=tuple(sorted(unit.needs)), sites=unit.sites,
-            block=_block(sites[unit.name]),
+            block=block_of(sites[unit.name]),
         )
         for unit in costs.units
     )  # fmt: skip
@@ -76,11 +76,6 @@ def _zd(model: nn.Module, space: Space) -> dict[str, float]:
 
 def _sites(model: nn.Module) -> dict[str, Site]:
     return {binding.site.name: binding.site for binding in bindings(model)}
-
-
-def _block(site: Site) -> str:
-    """The layer of a site; a site outside of all stacks is a block by itself."""
-    return site.name if site.stack is None else f"{site.stack}.{site.depth}"
 
 
 def _bits(costs: Costs) -> Cost:

@@ -18,6 +18,7 @@ from ..binding import Binding
 from ..filesize import file_bytes
 from ..hub.lora import added, keys
 from ..sites import Site
+from .blocks import block_of
 from .space import Candidate, Cost, Decision, Space, file_cost
 
 
@@ -40,15 +41,11 @@ class Delta:
         return self.binding.rule.choices()["rank"]
 
 
-def has_ranks(model: nn.Module) -> bool:
-    return bool(_deltas(model))
-
-
 def rank_space(model: nn.Module) -> Space:
     """The space of the ranks of a model's low-rank deltas, with the costs `params` and `bytes`."""
     deltas = _deltas(model)
     decisions = tuple(
-        Decision(kind="rank", name=delta.site.name, options=delta.ranks, block=_block(delta.site))
+        Decision(kind="rank", name=delta.site.name, options=delta.ranks, block=block_of(delta.site))
         for delta in deltas
     )
     params = tuple(tuple(r * (d.columns + d.rows) for r in d.ranks) for d in deltas)
@@ -69,10 +66,6 @@ def _delta(name: str, binding: Binding, dtype: torch.dtype) -> Delta:
     part, site = binding.site.part, binding.site
     rows = site.out_features if part is None else part.stride * part.repeat
     return Delta(name, binding, site.in_features, rows, dtype)
-
-
-def _block(site: Site) -> str:
-    return site.name if site.stack is None else f"{site.stack}.{site.depth}"
 
 
 def _bytes(deltas: list[Delta]) -> Cost:

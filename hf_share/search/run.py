@@ -39,10 +39,10 @@ from .evaluate import Evaluator
 from .latency import Latencies, latency_cost, measure_latency
 from .methods import DEFAULT, Task, run
 from .objective import Divergence, fingerprint, text_hash
-from .rank_space import has_ranks, rank_space
+from .rank_space import rank_space
 from .space import Candidate, Space
 from .splits import require_disjoint, windows_of
-from .structure_space import has_sizes, structure_space
+from .structure_space import structure_space
 
 
 EVALUATIONS = "evaluations.jsonl"
@@ -221,14 +221,14 @@ def _space(
 
 def _choices(model: nn.Module) -> Space:
     """The space of the bits of `model`, or of the sizes of its sub-layers, or of its ranks."""
-    if any("bits" in binding.rule.choices() for binding in bindings(model)):
+    has = choices(model)
+    if "bits" in has:
         return elastic_space(model)
-    if has_sizes(model):
+    if "ffn" in has or "kv_groups" in has:
         return structure_space(model)
-    if has_ranks(model):
+    if "rank" in has:
         return rank_space(model)
-    has = ", ".join(choices(model))
-    others = f"; hf_share.choose sets {has}, which this model has" if has else ""
+    others = f"; hf_share.choose sets {', '.join(has)}, which this model has" if has else ""
     raise ConfigError(
         "a search is for bits, ffn, kv_groups or rank, and this model has none of these choices; "
         f"hf_share.ElasticConfig(bits=...), (ffn=...) or (ranks=...) makes one{others}"

@@ -24,6 +24,7 @@ from ..lanes import Lanes
 from ..sites import sites
 from ..ties import attached
 from ..visits import first_visit
+from .blocks import block_of
 from .space import Candidate, Cost, Decision, Space, file_cost
 
 
@@ -41,7 +42,7 @@ def structure_space(model: nn.Module) -> Space:
     decisions = tuple(
         Decision(
             kind=rule.size_name, name=names[0], options=rule.sizes, sites=names,
-            block=f"{index[names[0]].stack}.{index[names[0]].depth}",
+            block=block_of(index[names[0]]),
         )
         for names, rule in groups
     )  # fmt: skip
@@ -51,10 +52,6 @@ def structure_space(model: nn.Module) -> Space:
     ]
     costs = {"params": _params(tensors, changed), "bytes": _bytes(tensors, changed)}
     return Space(decisions=decisions, costs=costs)
-
-
-def has_sizes(model: nn.Module) -> bool:
-    return bool(_groups(model))
 
 
 def _groups(model: nn.Module) -> list[tuple[tuple[str, ...], Any]]:
