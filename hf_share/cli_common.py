@@ -45,6 +45,9 @@ Calibration = Annotated[
 LowRank = Annotated[
     bool, typer.Option("--low-rank", help="For --target-bytes: try low-rank factors of every weight, too.")
 ]
+Trials = Annotated[
+    int | None, typer.Option(min=1, help="For --target-bytes: so many ways are tried.", show_default="64")
+]
 Method = Annotated[
     str | None, typer.Option(help="A method: fold, masa, mos, recursive, share_lora, svd, ...")
 ]

@@ -18,6 +18,7 @@ from .cli_common import (
     LowRank,
     Method,
     Set,
+    Trials,
     load,
     print_json,
     print_table,
@@ -75,6 +76,7 @@ def plan(
     stack: Stack = None,
     measure: Measure = None,
     low_rank: LowRank = False,
+    trials: Trials = None,
     method: Method = None,
     set_: Set = None,
     plan: PlanFile = None,
@@ -106,9 +108,9 @@ def plan(
     if not estimate:
         _refuse_estimate({"train": train, **numbers})
     if sharing is None and not estimate:
-        scan_model(model, target_bytes, output, plot, text, stack, measure, low_rank, as_json)
+        scan_model(model, target_bytes, output, plot, text, stack, measure, low_rank, trials, as_json)
         return
-    scan = {"plot": plot, "measure": measure, "low-rank": low_rank}
+    scan = {"plot": plot, "measure": measure, "low-rank": low_rank, "trials": trials}
     sized = estimate and sharing is None and target_bytes is not None
     _refuse_scan(scan if sized else {"target-bytes": target_bytes, "stack": stack, **scan})
     config = _read_config(model)

@@ -13,6 +13,9 @@ from rich.table import Table
 from .cli_common import load, numbers_table, print_json, print_table, tell
 
 
+SHOWN = 8  # trials; --json has them all
+
+
 def scan_model(
     name: str,
     target: str | None,
@@ -22,6 +25,7 @@ def scan_model(
     stack: str | None,
     measures: list[str] | None,
     low_rank: bool,
+    trials: int | None,
     as_json: bool,
 ) -> None:
     """Print what a model's layers measure, draw it, and propose a plan for `target`."""
@@ -30,12 +34,11 @@ def scan_model(
 
     if output is not None and target is None:
         raise ConfigError("--output is of a plan: say how small with --target-bytes, or name a --method")
-    if low_rank and target is None:
-        raise ConfigError("--low-rank goes with --target-bytes; by itself it is --method svd")
+    require_target(target, low_rank, trials)
     model, tokenizer = load(name, "auto")
     data = measured_on(model, tokenizer, text)
     found = scan(model, data, stack, measures)
-    made = None if target is None else proposal(model, target, data, stack, low_rank)
+    made = None if target is None else proposal(model, target, data, stack, low_rank, trials)
     if plot is not None:
         found.plot(plot)
     if made is not None and output is not None:
@@ -52,6 +55,16 @@ def scan_model(
             tell(f"apply it: hf-share share {name} --plan {output} --text {text} -o small")
 
 
+def require_target(target: str | None, low_rank: bool, trials: int | None) -> None:
+    """Raise for options of `--target-bytes` without it."""
+    from .errors import ConfigError
+
+    if low_rank and target is None:
+        raise ConfigError("--low-rank goes with --target-bytes; by itself it is --method svd")
+    if trials is not None and target is None:
+        raise ConfigError("--trials goes with --target-bytes")
+
+
 def measured_on(model: Any, tokenizer: Any, text: str) -> Any:
     """Sixteen windows of the text, in batches of four, no longer than the model reads."""
     from .errors import ConfigError
@@ -66,10 +79,12 @@ def measured_on(model: Any, tokenizer: Any, text: str) -> Any:
     return tokenize(tokenizer, load_text(text).train[:64], length=window_of(model.config, MEASURED))[:4]
 
 
-def proposal(model: Any, target: str, data: Any, stack: str | None, low_rank: bool) -> Any:
-    from .propose import propose
+def proposal(
+    model: Any, target: str, data: Any, stack: str | None, low_rank: bool, trials: int | None
+) -> Any:
+    from .propose import TRIALS, propose
 
-    return propose(model, target, data, stack, low_rank)
+    return propose(model, target, data, stack, low_rank, TRIALS if trials is None else trials)
 
 
 def write_plan(made: Any, output: Path) -> None:
@@ -79,10 +94,10 @@ def write_plan(made: Any, output: Path) -> None:
 
 
 def told(made: Any) -> tuple[str, Table, str]:
-    """Asked and got, the trials as a table, and the reason for the choice."""
+    """Asked and got, the nearest trials as a table, and the reason for the choice."""
     title = f"asked {size(made.limit, made.dense)}, got {size(made.chosen.bytes, made.dense)}"
     table = numbers_table("plan", "layers stored", "depths run", "size", "KL to dense, nats a token")
-    for trial in made.trials:
+    for trial in made.nearest[:SHOWN]:
         chosen = " (chosen)" if trial is made.chosen else ""
         cells = (str(trial.stored), str(trial.visits), size(trial.bytes, made.dense), f"{trial.distance:.3f}")
         table.add_row(f"{trial}{chosen}", *cells)

@@ -21,6 +21,7 @@ from .cli_common import (
     Model,
     Output,
     Set,
+    Trials,
     load,
     numbers_table,
     print_json,
@@ -30,7 +31,7 @@ from .cli_common import (
     sharing_of,
     tell,
 )
-from .cli_scan import measured_on, proposal, size, told
+from .cli_scan import measured_on, proposal, require_target, size, told
 
 
 def share(
@@ -41,6 +42,7 @@ def share(
         typer.Option(help="Plan and share in one step, for this much of the dense file: 0.6, 60%, 4GB."),
     ] = None,
     low_rank: LowRank = False,
+    trials: Trials = None,
     removal_rate: Annotated[
         float, typer.Option(help="Share of the layers to remove, least important first.")
     ] = 0.0,
@@ -74,8 +76,7 @@ def share(
     }  # fmt: skip
     _one_way(by_hand, {"--plan": plan, "--method": method, "--target-bytes": target_bytes})
     require_free(output, force)
-    if low_rank and target_bytes is None:
-        raise hf_share.ConfigError("--low-rank goes with --target-bytes; by itself it is --method svd")
+    require_target(target_bytes, low_rank, trials)
     config = sharing_of(method, set_ or [], plan)
     if config is not None and stack is not None:
         raise hf_share.ConfigError("--stack is of the other ways to share; a method takes --set stack=...")
@@ -84,7 +85,7 @@ def share(
     loaded, tokenizer = load(model, dtype)
     if target_bytes is not None:
         data = measured_on(loaded, tokenizer, text)
-        made = proposal(loaded, target_bytes, data, stack, low_rank)
+        made = proposal(loaded, target_bytes, data, stack, low_rank, trials)
         if not as_json:
             print_table(*told(made))
         shared, target = hf_share.share(loaded, made.plan, data), _target(target_bytes, made)

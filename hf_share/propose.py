@@ -2,12 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plan for a number of bytes: which layers go, and which share with the layer before them.
 
-Bytes say how many layers u can be stored. Between leaving out the L - u layers of least block influence
-(ShortGPT) and keeping all L, of which those of least influence take the weights of the layer before
-(FoldGPT), lie all mixtures: k go, and of the L - k that stay, L - k - u share. Block influence cannot say
-which k is best, so each is tried on the model itself, and the one that leaves it nearest wins:
+Bytes say how many layers u of L can be stored; what the others do, go (ShortGPT) or take the weights of the
+layer before (FoldGPT), and which they are, is tried on the model itself. The layout that leaves it nearest
+wins:
 
-    distance(k) = mean over tokens of KL(dense || shared)           in nats, before any healing
+    distance = mean over tokens of KL(dense || shared)              in nats, before any healing
+
+First tried are the layers of least block influence: k of them go, L - k - u share, for each k. Block
+influence measures every layer by itself, in the whole model, and cannot say what layers are worth together;
+so then, `ROUND` at a time, what is one exchange away from the nearest layout so far, until none of them is
+nearer.
 
 The trials are views of the dense model's weights: they take no memory for weights and change none. With
 `low_rank` products of two thin matrices are tried as well (`SvdConfig`), which share nothing, often lose
@@ -17,8 +21,10 @@ less, and take a decomposition of every weight.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,6 +36,7 @@ from .describe import readable
 from .errors import ConfigError, Refused
 from .filesize import file_size, parse_target
 from .importance import batches, block_influence, evaluating, only_stack
+from .layout import GONE, STORED, Layout, by_order, groups, neighbours, words
 from .methods.fold import FoldConfig
 from .methods.svd import SvdConfig
 from .plan import SharePlan
@@ -40,30 +47,46 @@ from .targets import select
 from .ties import attached
 
 
-MOST = 9  # trials; more of a deep stack are thinned out evenly
+Batch = dict[str, Tensor]
+
+STARTS = 9  # layouts by block influence; more of a deep stack are thinned out evenly
+ROUND = 4  # layouts that are compared to one pass of the dense model
+NAMED = 3  # of the others, in the reason for the choice
+TRIALS = 64  # together a pass forward of about a quarter million tokens, less than healing takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One way to reach the bytes: how many layers go, and how many visits the stored ones get; or `ratio`,
-    what low-rank factors keep of every layer's numbers.
+    """One way to reach the bytes: what each layer does, or `ratio`, what low-rank factors keep of every
+    layer's numbers. `distance` is NaN until it is measured.
     """
 
-    removed: int
-    stored: int
-    visits: int
+    layout: Layout
     bytes: int
-    distance: float
     plan: SharePlan
+    distance: float = math.nan
     ratio: float | None = None
 
+    @property
+    def stored(self) -> int:
+        """Layers with weights of their own."""
+        return self.layout.count(STORED)
+
+    @property
+    def visits(self) -> int:
+        """Layers that run."""
+        return len(self.layout) - self.layout.count(GONE)
+
     def __str__(self) -> str:
-        if self.ratio is not None:
-            return f"low-rank, ratio {self.ratio:.3f}"
-        shared = self.visits - self.stored
-        if not shared:
-            return f"remove {self.removed}"
-        return f"share {shared}" if not self.removed else f"remove {self.removed}, share {shared}"
+        return words(self.layout) if self.ratio is None else f"low-rank, ratio {self.ratio:.3f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "name": str(self), "layout": list(self.layout), "ratio": self.ratio, "stored": self.stored,
+            "visits": self.visits, "bytes": self.bytes, "distance": self.distance,
+            "plan": self.plan.to_dict(),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +100,13 @@ class Proposal:
     trials: tuple[Trial, ...]
 
     @property
+    def nearest(self) -> list[Trial]:
+        """The trials, nearest first."""
+        return sorted(self.trials, key=lambda t: t.distance)
+
+    @property
     def chosen(self) -> Trial:
-        return min(self.trials, key=lambda t: t.distance)
+        return self.nearest[0]
 
     @property
     def plan(self) -> SharePlan:
@@ -87,21 +115,19 @@ class Proposal:
     @property
     def why(self) -> str:
         """The reason for the choice, for people."""
-        best, layers = self.chosen, len(self.influence)
-        others = [t for t in self.trials if t is not best]
+        best, *others = self.nearest
         stored = min(t.stored for t in self.trials)
-        told = f"{stored} of {layers} layers can be stored; {best} is nearest to the dense model of "
-        told += f"{len(self.trials)} ways to do it: KL {best.distance:.3f} nats a token, before healing"
-        rest = ", ".join(f"{t} {t.distance:.3f}" for t in sorted(others, key=lambda t: t.distance))
-        return f"{told} ({rest})" if rest else told
+        told = f"{stored} of {len(self.influence)} layers can be stored; of {len(self.trials)} ways tried "
+        told += f"{best} is nearest to the dense model: KL {best.distance:.3f} nats a token, before healing"
+        rest = "; ".join(f"{t}: {t.distance:.3f}" for t in others[:NAMED])
+        return f"{told} (next {rest})" if rest else told
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        trials = [{**asdict(t), "plan": t.plan.to_dict(), "name": str(t)} for t in self.trials]
         sizes = {"dense": self.dense, "asked": self.limit, "got": self.chosen.bytes}
         return {
             "model": self.model, "bytes": sizes, "why": self.why, "influence": list(self.influence),
-            "plan": self.plan.to_dict(), "trials": trials,
+            "plan": self.plan.to_dict(), "trials": [t.to_dict() for t in self.trials],
         }  # fmt: skip
 
 
@@ -111,6 +137,7 @@ def propose(
     calibration: Sequence[Any],
     stack: str | None = None,
     low_rank: bool = False,
+    trials: int = TRIALS,
 ) -> Proposal:
     """The plan of removed and shared layers that is nearest to `model` within `target` bytes.
 
@@ -121,6 +148,8 @@ def propose(
         stack: path of the stack; may be left out if the model has only one.
         low_rank: try low-rank factors, too. A plan of theirs is shared with the same calibration:
             `share(model, plan, calibration)`.
+        trials: at most so many layouts are tried, each a pass over the calibration; those by block influence
+            come first.
 
     Raises:
         ConfigError: if no plan of whole layers is that small; it names the smallest.
@@ -128,18 +157,17 @@ def propose(
     Example:
         >>> plan = propose(model, 0.6, texts).plan  # doctest: +SKIP
     """
+    if trials < 1:
+        raise ConfigError(f"trials is {trials}; at least one layout must be tried")
     sizes, limit = _limited(model, target, stack)
-    path = sizes.path
     data = list(batches(model, calibration))
-    influence = block_influence(model, data, path)
-    free = [d for d in range(sizes.depth) if d not in stacks(model)[path].owners]
-    ways = list(_ways(sizes, sorted(free, key=lambda d: (influence[d], d)), limit))
-    ways += [found for found in (_low_rank(sizes, limit, data),) if found] if low_rank else []
-    distances = _distances(model, [way["plan"] for way in ways], data)
-    trials = [Trial(distance=d, **way) for way, d in zip(ways, distances, strict=True)]
+    influence = block_influence(model, data, sizes.path)
+    tried = _search(model, data, sizes, limit, influence, trials)
+    if low_rank:
+        tried += _measured(model, _low_rank(sizes, limit, data), data)
     told = tuple(float(f"{score:.6g}") for score in influence)
     return Proposal(
-        model=type(model).__name__, dense=sizes.dense, limit=limit, influence=told, trials=tuple(trials)
+        model=type(model).__name__, dense=sizes.dense, limit=limit, influence=told, trials=tuple(tried)
     )
 
 
@@ -151,8 +179,26 @@ def outline(model: nn.Module, target: str | float, stack: str | None = None) -> 
     What that finds is about as large, and may leave out layers.
     """
     sizes, limit = _limited(model, target, stack)
-    owners = stacks(model)[sizes.path].owners
-    return next(_ways(sizes, [d for d in reversed(range(sizes.depth)) if d not in owners], limit))["plan"]
+    order = [d for d in reversed(range(sizes.depth)) if d not in sizes.owners]
+    return next(_starts(sizes, order, limit)).plan
+
+
+def _search(
+    model: nn.Module, data: list[Batch], sizes: _Sizes, limit: int, influence: Sequence[float], most: int
+) -> list[Trial]:
+    """The layouts by block influence, then those around the nearest: `most` trials at most."""
+    order = sorted((d for d in range(sizes.depth) if d not in sizes.owners), key=influence.__getitem__)
+    tried: dict[Layout, Trial] = {}
+    todo = list(islice(_starts(sizes, order, limit), most))
+    with tqdm(desc="trying layouts", total=most, unit="layout", leave=False) as bar:
+        while todo:
+            tried |= {trial.layout: trial for trial in _measured(model, todo, data)}
+            bar.update(len(todo))
+            nearest = min(tried.values(), key=lambda t: t.distance)
+            around = neighbours(nearest.layout, influence, sizes.owners)
+            fitting = sizes.trials((other for other in around if other not in tried), limit)
+            todo = list(islice(fitting, min(ROUND, most - len(tried))))
+    return list(tried.values())
 
 
 def _limited(model: nn.Module, target: str | float, stack: str | None) -> tuple[_Sizes, int]:
@@ -166,14 +212,11 @@ def _limited(model: nn.Module, target: str | float, stack: str | None) -> tuple[
     return sizes, limit
 
 
-def _ways(sizes: _Sizes, order: Sequence[int], limit: int) -> Iterator[dict[str, Any]]:
-    """The plans of as many stored layers as fit; those that are first in `order` go, or share."""
+def _starts(sizes: _Sizes, order: Sequence[int], limit: int) -> Iterator[Trial]:
+    """Layouts of as many stored layers as fit; those that are first in `order` go, or share."""
     stored = sizes.most_layers(order, limit)
-    for k in _counts(min(sizes.depth - stored, len(order))):
-        size = sizes.of(plan := _plan(sizes.model, sizes.path, order, k, stored))
-        if size is not None and size <= limit:
-            visits = sizes.depth - k
-            yield {"removed": k, "stored": stored, "visits": visits, "bytes": size, "plan": plan}
+    counts = _counts(min(sizes.depth - stored, len(order)))
+    return sizes.trials((by_order(sizes.depth, order, k, stored) for k in counts), limit)
 
 
 def _require_dense(model: Any) -> None:
@@ -188,7 +231,8 @@ class _Sizes:
 
     def __init__(self, model: Any, path: str):
         self.model, self.path = model, path
-        self.depth = stacks(model)[path].depth
+        found = stacks(model)[path]
+        self.depth, self.owners = found.depth, frozenset(found.owners)
         self.dense = file_size(model)
         self.known: dict[SharePlan, int | None] = {}
 
@@ -201,10 +245,21 @@ class _Sizes:
                 self.known[plan] = None
         return self.known[plan]
 
+    def plan(self, layout: Layout) -> SharePlan:
+        return FoldConfig(stack=self.path, groups=groups(layout)).resolve(self.model)
+
+    def trials(self, layouts: Iterable[Layout], limit: int) -> Iterator[Trial]:
+        """Those of the layouts that the model can be arranged by within `limit`."""
+        for layout in layouts:
+            size = self.of(plan := self.plan(layout))
+            if size is not None and size <= limit:
+                yield Trial(layout=layout, bytes=size, plan=plan)
+
     def least(self, order: Sequence[int], stored: int) -> int | None:
         """The smallest file with `stored` layers: norms go with what is removed."""
         counts = reversed(_counts(self.depth - stored))
-        sizes = (self.of(_plan(self.model, self.path, order, k, stored)) for k in counts if k <= len(order))
+        layouts = (by_order(self.depth, order, k, stored) for k in counts if k <= len(order))
+        sizes = (self.of(self.plan(layout)) for layout in layouts)
         return next((size for size in sizes if size is not None), None)
 
     def most_layers(self, order: Sequence[int], limit: int) -> int:
@@ -227,67 +282,52 @@ class _Sizes:
 
 
 def _counts(most: int) -> list[int]:
-    """Numbers of layers to remove, 0 to `most`, at most `MOST` of them."""
-    if most < MOST:
+    """Numbers of layers to remove, 0 to `most`, at most `STARTS` of them."""
+    if most < STARTS:
         return list(range(most + 1))
-    return sorted({round(i * most / (MOST - 1)) for i in range(MOST)})
+    return sorted({round(i * most / (STARTS - 1)) for i in range(STARTS)})
 
 
-def _plan(model: nn.Module, path: str, order: Sequence[int], removed: int, stored: int) -> SharePlan:
-    """`removed` layers of least influence go; of the rest, those of least influence join the one before."""
-    depth = stacks(model)[path].depth
-    kept = [d for d in range(depth) if d not in order[:removed]]
-    rank = {layer: i for i, layer in enumerate(order)}
-    follow = sorted(kept[1:], key=lambda d: rank.get(d, depth))[: max(len(kept) - stored, 0)]
-    groups: list[list[int]] = []
-    for layer in kept:
-        if layer in follow:
-            groups[-1].append(layer)
-        else:
-            groups.append([layer])
-    return FoldConfig(stack=path, groups=groups).resolve(model)
-
-
-def _low_rank(sizes: _Sizes, limit: int, data: list[dict[str, Tensor]]) -> dict[str, Any] | None:
-    """The largest low-rank factors within `limit`; None where rank 1 is too large."""
+def _low_rank(sizes: _Sizes, limit: int, data: list[Batch]) -> list[Trial]:
+    """The largest low-rank factors within `limit`; none where rank 1 is too large."""
     found = select(sizes.model, SvdConfig())
     weights = [resolve(backbone(sizes.model), site.module).weight for site in found]
     linear = sum(W.numel() * W.element_size() for W in weights)
     ratio = 1.0 - (sizes.dense - limit) / linear
     if ratio <= 0.0:
-        return None
+        return []
     plan_at = SvdConfig().by_ratio(sizes.model, data)
     while ratio > 0.0:
         try:
             plan = plan_at(ratio)
         except ConfigError:
-            return None
+            return []
         size = sizes.of(plan)
         if size is None:
-            return None
+            return []
         if size <= limit:
-            visits = {"removed": 0, "stored": sizes.depth, "visits": sizes.depth}
-            return {**visits, "bytes": size, "plan": plan, "ratio": round(ratio, 4)}
+            whole = (STORED,) * sizes.depth
+            return [Trial(layout=whole, bytes=size, plan=plan, ratio=round(ratio, 4))]
         ratio -= (size - limit + 64) / linear  # the header is longer, too
-    return None
+    return []
 
 
 @torch.no_grad()
-def _distances(model: Any, plans: list[SharePlan], data: list[dict[str, Tensor]]) -> list[float]:
-    """Mean KL to what the dense model says, in nats a token, of each plan."""
-    views = [share(_view(model), plan, data) for plan in plans]
-    totals, seen = [0.0] * len(plans), 0
+def _measured(model: Any, trials: list[Trial], data: list[Batch]) -> list[Trial]:
+    """The trials with their distance, the mean KL to what the dense model says, in nats a token."""
+    views = [share(_view(model), trial.plan, data) for trial in trials]
+    totals, seen = [0.0] * len(trials), 0
     with evaluating(model):
-        for batch in tqdm(data, desc="trying plans", unit="batch", leave=False):
+        for batch in data:
             target = _says(model, batch)
             seen += target[..., 0].numel()
             for i, view in enumerate(views):
                 said = _says(view.eval(), batch)
                 totals[i] += float(F.kl_div(said, target, reduction="sum", log_target=True))
-    return [total / seen for total in totals]
+    return [replace(trial, distance=total / seen) for trial, total in zip(trials, totals, strict=True)]
 
 
-def _says(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def _says(model: Any, batch: Batch) -> Tensor:
     logits = getattr(model(**batch), "logits", None)
     if logits is None:
         raise Refused(f"{type(model).__name__} says nothing that could be compared; load it with its head")

@@ -72,6 +72,7 @@ def test_share_ranks_by_gates_and_relaxes(folder):
         (["eval", "dense", "--text", "bytes.txt"], "bytes.txt is no text in UTF-8"),
         (["card", "dense", "--results", "bad.json"], "bad.json is no JSON"),
         (["share", "dense", "-o", "new", "--group-size", "2", "--low-rank"], "--low-rank goes with"),
+        (["share", "dense", "-o", "new", "--group-size", "2", "--trials", "5"], "--trials goes with"),
         (["compare", "dense", "nowhere/at-all"], "no model at 'nowhere/at-all'"),
         (["compare", "dense", "dense@revision=v2"], "a folder has no revisions"),
         (["compare", "dense", "dense@quant=nf5"], "did you mean 'nf4'"),

@@ -96,6 +96,7 @@ def test_a_target_is_estimated_as_large_as_what_is_proposed():
         (["--estimate", "-o", "plan.json"], "--output is of a plan"),
         (["--target-bytes", "0.6", "-o", "nowhere/plan.json"], "--output nowhere/plan.json: there is no"),
         (["--low-rank"], "--low-rank goes with --target-bytes"),
+        (["--trials", "9"], "--trials goes with --target-bytes"),
         (["--method", "fold", "--stack", "layers"], "--stack is of the scan"),
         (["--plot", "."], "--plot .: there is a folder"),
     ],

@@ -23,7 +23,7 @@ LAYERS = (
     "coded",
     "modules allocate guards untouched",
     "registry ties visits depths dense",
-    "arrange cut plain_lanes",
+    "arrange cut plain_lanes layout",
     "attach",
     "importance gates lines",
     "weighed",

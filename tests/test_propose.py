@@ -10,8 +10,9 @@ import zoo
 from transformers import AutoModelForCausalLM
 
 import hf_share
-from hf_share import ConfigError, Refused
+from hf_share import ConfigError, Refused, layout
 from hf_share.filesize import file_size, parse_target
+from hf_share.layout import neighbours, words
 
 
 GB, GIB = 10**9, 2**30
@@ -52,7 +53,7 @@ def test_the_file_keeps_to_the_target_and_uses_it(arch, tmp_path):
     model = zoo.build(arch)
     dense = file_size(model)
     made = hf_share.propose(model, 0.7, TEXT)
-    assert {t.removed + t.stored for t in made.trials} <= {3, 4, 2} and made.limit == int(0.7 * dense)
+    assert len({t.stored for t in made.trials}) == 1 and made.limit == int(0.7 * dense)
     assert made.chosen.distance == min(t.distance for t in made.trials)
     hf_share.share(model, made.plan).save_pretrained(tmp_path)
     written = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
@@ -71,7 +72,72 @@ def test_distances_are_those_of_the_shared_model():
             p, q = (zoo.logits(m, input_ids=ids).log_softmax(-1) for m in (model, shared))
             told.append(float((p.exp() * (p - q)).sum(-1).mean()))
         assert trial.distance == pytest.approx(sum(told) / len(told), rel=1e-4)
-        assert trial.visits - trial.stored + trial.removed == 4 - trial.stored
+        assert trial.layout.count("gone") == 4 - trial.visits
+
+
+def test_no_exchange_of_two_layers_comes_nearer():
+    model = zoo.build("llama", num_hidden_layers=5)
+    made = hf_share.propose(model, 0.7, TEXT)
+    tried = {t.layout: t.distance for t in made.trials}
+    for other in neighbours(made.chosen.layout, made.influence, ()):
+        assert tried[other] >= made.chosen.distance
+    first = hf_share.propose(model, 0.7, TEXT, trials=2)
+    assert [t.layout for t in first.trials] == list(tried)[:2]
+    assert first.chosen.distance >= made.chosen.distance
+    told = f"3 of 5 layers can be stored; of {len(made.trials)} ways tried {made.chosen} is nearest"
+    assert made.why.startswith(told)
+
+
+def test_exchanges_find_what_block_influence_does_not():
+    """A layer that turns nothing but scales its input changes no direction: block influence 0, and yet all
+    depends on it, for the layers after it add to what it scaled.
+    """
+    model = zoo.build("llama", num_hidden_layers=4)
+
+    class Scaling(type(model.model.layers[1])):
+        def forward(self, hidden_states, **kwargs):
+            return hidden_states * 8.0
+
+    model.model.layers[1].__class__ = Scaling
+    by_influence, found = (hf_share.propose(model, 0.75, TEXT, trials=n) for n in (2, 64))
+    assert min(range(4), key=by_influence.influence.__getitem__) == 1
+    assert all(t.layout[1] != "stored" for t in by_influence.trials)
+    assert found.chosen.distance < 0.5 * by_influence.chosen.distance
+
+
+@pytest.mark.parametrize(
+    ("order", "gone", "stored", "groups"),
+    [
+        ([3, 2, 1, 0], 0, 2, [[0], [1, 2, 3]]),
+        ([3, 2, 1, 0], 2, 2, [[0], [1]]),
+        ([0, 2, 1, 3], 1, 2, [[1, 2], [3]]),
+        ([1, 2], 1, 2, [[0, 2], [3]]),
+        ([], 0, 4, [[0], [1], [2], [3]]),
+    ],
+)
+def test_layouts_by_an_order(order, gone, stored, groups):
+    assert layout.groups(layout.by_order(4, order, gone, stored)) == groups
+
+
+def test_neighbours_store_as_much_and_begin_with_a_stored_layer():
+    one = ("stored", "shared", "stored", "gone")
+    found = neighbours(one, (0.9, 0.5, 0.2, 0.1), fixed=[0])
+    assert ("stored", "gone", "stored", "gone") in found and ("stored", "stored", "gone", "gone") in found
+    assert all(other[0] == "stored" and other.count("stored") == 2 and other != one for other in found)
+    assert len(found) == len(set(found)) == 2 + 2 * 2, "two flips, and each unstored with layer 2, twice"
+    assert found[0] == min(found[:2]), "the most score stored for the least comes first"
+    first = neighbours(("stored", "gone", "gone", "stored"), (0.0,) * 4, fixed=())
+    assert ("shared", "stored", "gone", "stored") not in first and (
+        "gone",
+        "stored",
+        "gone",
+        "stored",
+    ) in first
+
+
+def test_layouts_in_words():
+    assert words(("gone", "stored", "gone", "gone", "shared")) == "remove 0, 2-3, share 4"
+    assert words(("stored",) * 3) == "store all"
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -114,6 +180,8 @@ def test_out_of_reach_names_the_smallest():
 def test_what_cannot_be_proposed_for():
     with pytest.raises(ConfigError, match="asks for no less"):
         hf_share.propose(zoo.build("llama"), 1.0, TEXT)
+    with pytest.raises(ConfigError, match="trials is 0"):
+        hf_share.propose(zoo.build("llama"), 0.8, TEXT, trials=0)
     with pytest.raises(ConfigError, match="already"):
         hf_share.propose(hf_share.share(zoo.build("llama"), hf_share.FoldConfig(group_size=2)), 0.5, TEXT)
     with pytest.raises(ConfigError, match="stack"):
@@ -125,7 +193,9 @@ def test_what_cannot_be_proposed_for():
 def test_an_owner_of_the_stack_stays():
     made = hf_share.propose(zoo.build("t5"), 0.8, TEXT, stack="encoder.block")
     assert all(0 in t.plan.arranges[0].members for t in made.trials)
-    assert [t.removed for t in made.trials] == [0], "T5 counts its decoder's cache by the encoder"
+    assert {t.layout.count("gone") for t in made.trials} == {0}, (
+        "T5 counts its decoder's cache by the encoder"
+    )
 
 
 def test_a_proposal_is_plain_json_and_its_plan_reads_back(tmp_path):
