@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 import hf_share
-from hf_share import ConfigError, ElasticConfig
+from hf_share import ConfigError, ElasticConfig, Refused
 from hf_share.search.rank_space import rank_space
 
 
@@ -33,6 +33,15 @@ def elastic(arch: str, adapter: bool, **args) -> torch.nn.Module:
             if name.endswith(".B") or "hf_share_B" in name or name.endswith("_B"):
                 value.copy_(torch.randn(value.shape, generator=gen) / (1 + torch.arange(value.shape[-1])))
     return model.eval()
+
+
+def test_ranks_are_not_searched_at_the_cost_of_a_lora_that_cannot_be_made():
+    model = hf_share.share(zoo.build("llama"), hf_share.RecursiveConfig(num_loops=2))
+    model = hf_share.share(model, ElasticConfig(preset="nls", ranks=[2, 4]))
+    with pytest.raises(Refused, match="this is a whole model, whose plan makes or changes weights .Arrange"):
+        search(model, {"params": 1e6})
+    adapted = elastic("llama", adapter=True)
+    assert rank_space(adapted).decisions
 
 
 def search(model, budget, **more):

@@ -59,7 +59,7 @@ def to_lora(
     factors: dict[str, list[Scaled]] = {}
     transposed = []
     if not adapted:
-        _require_deltas(model)
+        require_deltas(model)
     for name, base, bindings, formed in added(model, adapter_name):
         factors[name] = [_factors(name, binding, formed(binding)) for binding in bindings]
         transposed.append(type(base).__name__ == "Conv1D")
@@ -104,7 +104,7 @@ def _adapter(model: Any, adapter: str) -> Iterator[Found]:
             yield name, layer.get_base_layer(), layer.bindings[adapter], formed
 
 
-def _require_deltas(model: nn.Module) -> None:
+def require_deltas(model: nn.Module) -> None:
     """Raise unless rules add to the weights of `model` and do nothing else."""
     record = attached(model)
     if record is None:
