@@ -58,8 +58,6 @@ def to_lora(
         )
     factors: dict[str, list[Scaled]] = {}
     transposed = []
-    if not adapted:
-        require_deltas(model)
     for name, base, bindings, formed in added(model, adapter_name):
         factors[name] = [_factors(name, binding, formed(binding)) for binding in bindings]
         transposed.append(type(base).__name__ == "Conv1D")
@@ -104,7 +102,7 @@ def _adapter(model: Any, adapter: str) -> Iterator[Found]:
             yield name, layer.get_base_layer(), layer.bindings[adapter], formed
 
 
-def require_deltas(model: nn.Module) -> None:
+def _require_deltas(model: nn.Module) -> None:
     """Raise unless rules add to the weights of `model` and do nothing else."""
     record = attached(model)
     if record is None:
@@ -119,6 +117,7 @@ def require_deltas(model: nn.Module) -> None:
 
 
 def _shared(model: nn.Module) -> Iterator[Found]:
+    _require_deltas(model)
     for name, module in model.named_modules():
         share = module._modules.get("share")
         if isinstance(share, Share):

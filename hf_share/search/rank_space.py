@@ -16,7 +16,7 @@ from torch import nn
 
 from ..binding import Binding
 from ..filesize import file_bytes
-from ..hub.lora import added, keys, require_deltas
+from ..hub.lora import added, keys
 from ..sites import Site
 from .blocks import block_of
 from .space import Candidate, Cost, Decision, Space, file_cost
@@ -47,8 +47,6 @@ def rank_space(model: nn.Module) -> Space:
     Raises:
         Refused: if no LoRA can be made of what is chosen, since the model's plan does more than add deltas.
     """
-    if not hasattr(model, "peft_config"):
-        require_deltas(model)
     deltas = _deltas(model)
     decisions = tuple(
         Decision(kind="rank", name=delta.site.name, options=delta.ranks, block=block_of(delta.site))
